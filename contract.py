@@ -1,0 +1,228 @@
+"""What the rooms hand one another: graph names, tensor specs and the bundle's manifest.
+
+Everything that crosses from one room to another is a file described here. The structs are frozen and read with
+msgspec, which refuses unknown fields and wrong types and names the path of the first fault. `bundle_json_schema()`
+gives the same description as JSON Schema for hosts in other languages (docs/schema/bundle-1.json).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+TOKENIZER_NAME = "tokenizer.json"
+BACKGROUND_NAME = "vocabularies/background.safetensors"
+
+GraphName = Literal["clip_image_encoder", "sam_image_encoder", "adab_decoder", "open_vocab_head", "text_encoder"]
+CLIP_IMAGE_ENCODER: GraphName = "clip_image_encoder"
+SAM_IMAGE_ENCODER: GraphName = "sam_image_encoder"
+ADAB_DECODER: GraphName = "adab_decoder"
+OPEN_VOCAB_HEAD: GraphName = "open_vocab_head"
+TEXT_ENCODER: GraphName = "text_encoder"
+GRAPH_NAMES: tuple[GraphName, ...] = (
+    CLIP_IMAGE_ENCODER,
+    SAM_IMAGE_ENCODER,
+    ADAB_DECODER,
+    OPEN_VOCAB_HEAD,
+    TEXT_ENCODER,
+)
+SIZED_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, ADAB_DECODER)
+"""Graphs exported once per canvas size; the other two serve every size."""
+
+DType = Literal["uint8", "int32", "float32", "float16"]
+Dimension = int | str
+"""A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts"."""
+
+CANVAS_DIVISOR = 32
+MASK_STRIDE = 4
+SAM_PATCH = 16
+SAM_FEATURES = 4
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything written to a manifest."""
+
+
+class TensorSpec(Record, frozen=True, kw_only=True):
+    """One tensor at a graph's border."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dimension, ...]
+
+
+class GraphSpec(Record, frozen=True, kw_only=True):
+    """A graph's border: what it takes and what it gives, in binding order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Size(Record, frozen=True, kw_only=True):
+    """A canvas, in pixels; both sides are multiples of 32."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+class ModelSpec(Record, frozen=True, kw_only=True):
+    """The numbers of a model that a host needs; enough to derive every graph's border."""
+
+    name: str
+    """"ebseg-b", "ebseg-l", "ebseg-nano"."""
+    queries: int
+    embedding_dim: int
+    clip_width: int
+    clip_heads: int
+    clip_patch: int
+    clip_input_scale: float
+    head_blocks: int
+    sam_width: int
+    context_length: int = 77
+    alpha: float
+    """Weight of D for seen classes, in the geometric mean of the three probabilities."""
+    beta: float
+    """Weight of D for new classes."""
+    gamma: float
+    """Weight of B."""
+    logit_scale: float
+    """Factor from cosine to logit: exp of the text tower's learned scale. Lives inside `open_vocab_head`."""
+
+    def clip_grid(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of CLIP's patches for a canvas: floor(floor(s·side) / patch)."""
+        return (
+            math.floor(size.height * self.clip_input_scale) // self.clip_patch,
+            math.floor(size.width * self.clip_input_scale) // self.clip_patch,
+        )
+
+
+def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, batch: int = 1) -> GraphSpec:
+    """The border that `graph` must have.
+
+    Args:
+        graph: one of GRAPH_NAMES.
+        model: numbers of the model.
+        size: canvas; needed by the graphs in SIZED_GRAPHS.
+        batch: pictures per run.
+
+    Shapes, with B pictures, Q queries, D embedding width, h×w CLIP's grid, L head blocks of M heads of width d:
+
+        image                 (B, 3, H, W) uint8 RGB, the picture in the upper left corner, the rest of any value
+        valid_size            (B, 2) int32, rows and columns of the canvas that hold the picture
+        clip_fusion_{0,1,2}   (B, C, h, w) patch tokens after the fusion layers
+        clip_cls              (B, 1, C) the CLS token entering the head blocks
+        clip_head_keys/values (B, L, M, h·w, d) of the patches, in every head block
+        clip_dense            (B, D, h, w) unit length along D
+        sam_feature_{0..3}    (B, C', H/16, W/16) after the four global-attention blocks
+        mask_logits           (B, Q, H/4, W/4) before the sigmoid
+        embeddings_{a,b,d}    (B, Q, D) the paper's A (fully supervised), B (mask attention), D (frozen)
+        text_embeddings       (N+1, D) unit length; the last row is the learned background
+        seen                  (N,) float32, 1 for a class seen in training, else 0
+        class_probabilities   (B, Q, N)
+        tokens                (T, 77) int32
+        prompt_embeddings     (T, D) unit length
+    """
+
+    def f32(name: str, *shape: Dimension) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float32", shape=shape)
+
+    if graph == TEXT_ENCODER:
+        tokens = TensorSpec(name="tokens", dtype="int32", shape=("prompts", model.context_length))
+        return GraphSpec(inputs=(tokens,), outputs=(f32("prompt_embeddings", "prompts", model.embedding_dim),))
+
+    embeddings = tuple(f32(f"embeddings_{which}", batch, model.queries, model.embedding_dim) for which in "abd")
+    if graph == OPEN_VOCAB_HEAD:
+        text = f32("text_embeddings", "classes_and_background", model.embedding_dim)
+        return GraphSpec(
+            inputs=(*embeddings, text, f32("seen", "classes")),
+            outputs=(f32("class_probabilities", batch, model.queries, "classes"),),
+        )
+
+    if size is None:
+        raise ValueError(f"{graph} needs a canvas size")
+    rows, columns = model.clip_grid(size)
+    heads = (batch, model.head_blocks, model.clip_heads, rows * columns, model.clip_width // model.clip_heads)
+    clip = (
+        *(f32(f"clip_fusion_{i}", batch, model.clip_width, rows, columns) for i in range(3)),
+        f32("clip_cls", batch, 1, model.clip_width),
+        f32("clip_head_keys", *heads),
+        f32("clip_head_values", *heads),
+        f32("clip_dense", batch, model.embedding_dim, rows, columns),
+    )
+    sam = tuple(
+        f32(f"sam_feature_{i}", batch, model.sam_width, size.height // SAM_PATCH, size.width // SAM_PATCH)
+        for i in range(SAM_FEATURES)
+    )
+    if graph == ADAB_DECODER:
+        masks = f32("mask_logits", batch, model.queries, size.height // MASK_STRIDE, size.width // MASK_STRIDE)
+        return GraphSpec(inputs=(*clip, *sam), outputs=(masks, *embeddings))
+    picture = (
+        TensorSpec(name="image", dtype="uint8", shape=(batch, 3, size.height, size.width)),
+        TensorSpec(name="valid_size", dtype="int32", shape=(batch, 2)),
+    )
+    return GraphSpec(inputs=picture, outputs=clip if graph == CLIP_IMAGE_ENCODER else sam)
+
+
+class GraphRecord(Record, frozen=True, kw_only=True):
+    """One graph file of a bundle."""
+
+    name: GraphName
+    precision: str
+    size: Size | None
+    """None for graphs that serve every size."""
+    file: str
+    """The .onnx file, relative to the bundle."""
+    weights: str | None
+    """External data the .onnx file refers to (same folder), or None."""
+    spec: GraphSpec
+    opset: int
+    parity: dict[str, float]
+    """Output name -> largest |ONNX Runtime − torch| seen by the exporter's check."""
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    """Size and hash of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class TextRecord(Record, frozen=True, kw_only=True):
+    """What ties a vocabulary to this bundle."""
+
+    encoder_sha256: str
+    """Hash over the text tower's weights, the background embedding and the logit scale; see model.text_identity."""
+    templates: tuple[str, ...]
+    background: str
+    """Safetensors file with the learned background embedding, tensor `background` (1, D)."""
+    tokenizer: str
+
+
+class BundleManifest(Record, frozen=True, kw_only=True):
+    """bundle.json."""
+
+    schema_version: int
+    model: ModelSpec
+    sizes: tuple[Size, ...]
+    batch: int
+    graphs: tuple[GraphRecord, ...]
+    text: TextRecord
+    files: dict[str, FileRecord]
+    """Every file of the bundle but bundle.json itself, by path relative to the bundle, with forward slashes."""
+    provenance: dict[str, str]
+    """Where it came from: checkpoint file and sha256, package versions, time, command."""
+    notes: dict[str, str] = {}
+    """Free text a user may add; never read by the tools."""
+
+
+def bundle_json_schema() -> dict[str, Any]:
+    """The manifest's JSON Schema (2020-12)."""
+    schema = msgspec.json.schema(BundleManifest)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
