@@ -1,0 +1,5 @@
+"""`python -m ebseg_deploy` is `ebseg`."""
+
+from .cli import main
+
+main()
