@@ -1,0 +1,8 @@
+"""Execution engines behind one contract: `open_backend` gives one by name."""
+
+from __future__ import annotations
+
+from .base import Backend, OpenGraph, check_inputs
+from .choose import BACKEND_NAMES, open_backend
+
+__all__ = ["BACKEND_NAMES", "Backend", "OpenGraph", "check_inputs", "open_backend"]

@@ -1,0 +1,222 @@
+"""What every execution engine can do: open a graph, say its specs, run it, close it.
+
+The public methods check; the `_impl` methods work. A new backend writes `_open_impl`, `_run_impl` and, if closing
+takes more than forgetting, `_close_impl`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...contract import GraphSpec, TensorSpec
+from ...errors import BackendError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenGraph:
+    """A graph that a backend has opened; hand it back to the backend that made it."""
+
+    name: str
+    """What the graph is called in errors and, with the fake backend, in its outputs."""
+    file: Path
+    spec: GraphSpec
+    session: Any
+    """The engine's own object."""
+
+
+class Backend(ABC):
+    """An execution engine. `run` may be called from several threads at once.
+
+    Attributes:
+        name: how `open_backend` calls it: "onnxruntime", "onnxruntime:cuda", "fake".
+        reason: why this one was picked, for people.
+    """
+
+    engine: ClassVar[str]
+
+    def __init__(self, name: str, *, reason: str = "asked for by name") -> None:
+        self.name = name
+        self.reason = reason
+        self._graphs: list[OpenGraph] = []
+
+    def open(
+        self, file: str | os.PathLike[str], *, spec: GraphSpec | None = None, name: str | None = None
+    ) -> OpenGraph:
+        """Load a graph and make it ready to run.
+
+        Args:
+            file: an .onnx file, or what else this engine reads.
+            spec: the border the graph must have, as a bundle's manifest gives it; not checked if None.
+            name: what to call it; the file's stem by default.
+
+        Raises:
+            BackendError: the file is missing, the engine refuses it, or its border is not `spec`.
+        """
+        path = Path(file)
+        name = path.stem if name is None else name
+        session, found = self._open_impl(path, name, spec)
+        graph = OpenGraph(name=name, file=path, spec=found, session=session)
+        if spec is not None:
+            try:
+                _check_border(graph, spec)
+            except BackendError:
+                self._close_impl(graph)
+                raise
+        self._graphs.append(graph)
+        return graph
+
+    def specs(self, graph: OpenGraph) -> GraphSpec:
+        """Names, types and shapes of the graph's inputs and outputs; a dynamic length is a name."""
+        self._check_open(graph)
+        return graph.spec
+
+    def run(self, graph: OpenGraph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a graph once.
+
+        Args:
+            graph: what `open` gave.
+            inputs: one array for each of the graph's inputs, by name.
+
+        Returns:
+            One array for each of the graph's outputs, by name.
+
+        Raises:
+            BackendError: an input is missing, unexpected, or of another type or shape than the graph's; a dynamic
+                length differs between two inputs; or the engine failed.
+        """
+        self._check_open(graph)
+        check_inputs(graph.name, graph.spec, inputs)
+        return self._run_impl(graph, inputs)
+
+    def close(self, graph: OpenGraph | None = None) -> None:
+        """Let go of one graph, or of all of them. Closing twice does nothing."""
+        for each in [g for g in self._graphs if graph is None or g is graph]:
+            self._graphs.remove(each)
+            self._close_impl(each)
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self._graphs)} graphs open)"
+
+    def _check_open(self, graph: OpenGraph) -> None:
+        if not any(graph is each for each in self._graphs):
+            raise BackendError(f"graph {graph.name}: not open in backend {self.name}", cure="open it with this backend")
+
+    @abstractmethod
+    def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
+        """Load the file; give the engine's object and the border the graph really has."""
+
+    @abstractmethod
+    def _run_impl(self, graph: OpenGraph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run with inputs that were checked."""
+
+    def _close_impl(self, graph: OpenGraph) -> None:
+        """Free what `_open_impl` took."""
+        return None
+
+
+def check_inputs(graph: str, spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Check arrays against a graph's inputs.
+
+    Args:
+        graph: name for errors.
+        spec: the graph's border.
+        inputs: arrays by name.
+
+    Returns:
+        The length of every dynamic dimension, by its name.
+
+    Raises:
+        BackendError: names the first tensor that does not fit, what it is and what it should be.
+    """
+    wanted = {tensor.name: tensor for tensor in spec.inputs}
+    for label, names in (("missing", wanted.keys() - inputs.keys()), ("unexpected", inputs.keys() - wanted.keys())):
+        if names:
+            raise BackendError(
+                f"graph {graph}: {label} input {', '.join(sorted(names))}",
+                cure=f"give exactly {', '.join(wanted)}",
+            )
+    lengths: dict[str, tuple[int, str]] = {}
+    for name, tensor in wanted.items():
+        array = inputs[name]
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise BackendError(
+                f"graph {graph}: input {name} is {got}, not {tensor.dtype}", cure=f"convert it to {tensor.dtype}"
+            )
+        fits = len(array.shape) == len(tensor.shape) and all(
+            isinstance(want, str) or got == want for got, want in zip(array.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise BackendError(
+                f"graph {graph}: input {name} has shape {_shape(array.shape)}", cure=f"give {_shape(tensor.shape)}"
+            )
+        for length, dimension in zip(array.shape, tensor.shape, strict=True):
+            if isinstance(dimension, int):
+                continue
+            first, where = lengths.setdefault(dimension, (length, name))
+            if first != length:
+                raise BackendError(
+                    f"graph {graph}: dimension {dimension} is {first} in {where} and {length} in {name}",
+                    cure="give both the same length",
+                )
+    return {dimension: length for dimension, (length, _) in lengths.items()}
+
+
+def _check_border(graph: OpenGraph, spec: GraphSpec) -> None:
+    for side, found, wanted in (
+        ("input", graph.spec.inputs, spec.inputs),
+        ("output", graph.spec.outputs, spec.outputs),
+    ):
+        by_name = {tensor.name: tensor for tensor in found}
+        if by_name.keys() != {tensor.name for tensor in wanted}:
+            raise BackendError(
+                f"graph {graph.name}: {graph.file.name} has {side}s {', '.join(by_name)}; "
+                f"the manifest says {', '.join(tensor.name for tensor in wanted)}",
+                cure="export the bundle again",
+            )
+        for tensor in wanted:
+            if not _same(by_name[tensor.name], tensor):
+                raise BackendError(
+                    f"graph {graph.name}: {side} {_describe(by_name[tensor.name])} of {graph.file.name} "
+                    f"is {_describe(tensor)} in the manifest",
+                    cure="export the bundle again",
+                )
+
+
+def _same(found: TensorSpec, wanted: TensorSpec) -> bool:
+    """Equal types and shapes; a dynamic length may carry another name, which engines are free to change."""
+    return (
+        found.dtype == wanted.dtype
+        and len(found.shape) == len(wanted.shape)
+        and all(
+            a == b or (isinstance(a, str) and isinstance(b, str))
+            for a, b in zip(found.shape, wanted.shape, strict=True)
+        )
+    )
+
+
+def _describe(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} {_shape(tensor.shape)}"
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
