@@ -170,13 +170,10 @@ class Bundle:
     def _check_records(self) -> None:
         """Check what the manifest's types cannot say."""
         manifest = self.manifest
-        for size in manifest.sizes:
-            if (
-                min(size.height, size.width) < CANVAS_DIVISOR
-                or size.height % CANVAS_DIVISOR
-                or size.width % CANVAS_DIVISOR
-            ):
-                raise self._fault(f"canvas {size}: sides must be positive multiples of {CANVAS_DIVISOR}")
+        for canvas in manifest.sizes:
+            sides = (canvas.height, canvas.width)
+            if min(sides) < CANVAS_DIVISOR or any(side % CANVAS_DIVISOR for side in sides):
+                raise self._fault(f"canvas {canvas}: sides must be positive multiples of {CANVAS_DIVISOR}")
         if not manifest.sizes or not manifest.graphs or manifest.batch < 1:
             raise self._fault("no canvas, no graph, or a batch below 1")
         seen = Counter((record.name, record.size, record.precision) for record in manifest.graphs)

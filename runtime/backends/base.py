@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,6 @@ class Backend(ABC):
         name: how `open_backend` calls it: "onnxruntime", "onnxruntime:cuda", "fake".
         reason: why this one was picked, for people.
     """
-
-    engine: ClassVar[str]
 
     def __init__(self, name: str, *, reason: str = "asked for by name") -> None:
         self.name = name

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +35,6 @@ class FakeBackend(Backend):
     Attributes:
         calls: the graphs that ran, in order, with their inputs.
     """
-
-    engine: ClassVar[str] = "fake"
 
     def __init__(self, outputs: Canned | None = None, *, seed: int = 0, reason: str = "asked for by name") -> None:
         super().__init__("fake", reason=reason)

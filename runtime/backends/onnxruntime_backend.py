@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from ...contract import DType, GraphSpec, TensorSpec
 from ...errors import BackendError
@@ -45,8 +45,6 @@ class OnnxRuntimeBackend(Backend):
     Raises:
         BackendError: ONNX Runtime is not installed, or was built without the provider; names the line to install it.
     """
-
-    engine: ClassVar[str] = "onnxruntime"
 
     def __init__(self, provider: str = "cpu", *, threads: int | None = None, reason: str = "asked for by name") -> None:
         super().__init__("onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}", reason=reason)
