@@ -1,0 +1,162 @@
+"""CLIP's image tower with its two streams: everything about it that depends on the picture alone.
+
+With y = ln_1(u), the original stream u and the surgery stream s:
+
+    s ← s + proj(softmax(v vᵀ / √d) v)                    (no feed-forward)
+    u ← u + proj(softmax(q kᵀ / √d) v);  u ← u + mlp(ln_2(u))
+
+Patch and CLS tokens never attend to the mask queries, so the fusion features, the dense map of D, and every head block's
+keys and values of the patches can be computed once, before any query exists. Source: EBSeg (CVPR 2024); CLIP Surgery.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..contract import Size
+from .attention import SplitAttention, attend, merge_heads, packed_attention
+from .config import EbsegConfig
+from .positions import resize_grid
+from .preprocess import CLIP_MEAN, CLIP_STD, Normalise
+from .resize import Shrink
+
+
+class ClipFeatures(NamedTuple):
+    """What the decoder needs of CLIP; shapes as in contract.graph_spec."""
+
+    fusion: tuple[Tensor, Tensor, Tensor]
+    """(B, C, h, w) each."""
+    cls: Tensor
+    """(B, 1, C), entering the head blocks: every mask query starts as a copy."""
+    head_keys: Tensor
+    """(B, L, M, h·w, d)."""
+    head_values: Tensor
+    dense: Tensor
+    """(B, D, h, w), unit length along D."""
+
+
+class SplitBlock(nn.Module):
+    """A CLIP block that stores its attention as qkv and proj; norms and feed-forward are open_clip's own."""
+
+    def __init__(self, block: nn.Module, heads: int) -> None:
+        super().__init__()
+        width = block.ln_1.normalized_shape[0]
+        self.attn = SplitAttention(width, heads)
+        self.ln_1 = block.ln_1
+        self.mlp = block.mlp
+        self.ln_2 = block.ln_2
+
+
+class ClipTrunk(nn.Module):
+    """Weights up to the head, under the published names."""
+
+    def __init__(self, visual: nn.Module, config: EbsegConfig) -> None:
+        super().__init__()
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self.conv1 = visual.conv1
+        self.ln_pre = visual.ln_pre
+        blocks = list(visual.transformer.resblocks)[: config.first_head_block]  # type: ignore[union-attr, arg-type]
+        self.resblocks = nn.ModuleList(
+            block if i < config.plain_blocks else SplitBlock(block, config.clip.heads) for i, block in enumerate(blocks)
+        )
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """(1 + h·w, C) for a grid of patches; the learned grid as it is when the sizes agree."""
+        embedding = self.positional_embedding
+        side = round((embedding.shape[0] - 1) ** 0.5)
+        if grid == (side, side):
+            return embedding
+        patches = resize_grid(embedding[1:].reshape(side, side, -1), grid)
+        return torch.cat((embedding[:1], patches.flatten(0, 1)))
+
+
+class ClipHead(nn.Module):
+    """Weights of the head blocks and of the projection into the space shared with text."""
+
+    def __init__(self, visual: nn.Module, config: EbsegConfig) -> None:
+        super().__init__()
+        blocks = list(visual.transformer.resblocks)[config.first_head_block :]  # type: ignore[union-attr, arg-type]
+        self.resblocks = nn.ModuleList(SplitBlock(block, config.clip.heads) for block in blocks)
+        self.ln_post = visual.ln_post
+        self.proj = visual.proj
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, D), unit length."""
+        return F.normalize(self.ln_post(tokens) @ self.proj, dim=-1)
+
+
+class ClipImageEncoder(nn.Module):
+    """The graph `clip_image_encoder`: uint8 canvas in, ClipFeatures out, for one canvas size."""
+
+    position: Tensor
+
+    def __init__(self, trunk: ClipTrunk, head: ClipHead, config: EbsegConfig, size: Size) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.grid = config.spec(logit_scale=1.0).clip_grid(size)
+        self.plain_blocks = config.plain_blocks
+        self.fusion_layers = config.fusion_layers
+        self.normalise = Normalise(size, CLIP_MEAN, CLIP_STD)
+        self.shrink = Shrink((size.height, size.width), config.clip_input_scale)
+        self.register_buffer("position", trunk.positions(self.grid), persistent=False)
+
+    def forward(self, image: Tensor, valid_size: Tensor) -> ClipFeatures:
+        """(B, 3, H, W) uint8 and (B, 2) int32 -> ClipFeatures."""
+        return self.encode(self.embed_patches(self.normalise(image, valid_size)))
+
+    def embed_patches(self, picture: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> tokens (B, 1 + h·w, C), CLS first."""
+        patches = self.trunk.conv1(self.shrink(picture)).flatten(2).transpose(1, 2)
+        cls = self.trunk.class_embedding.expand(patches.shape[0], 1, -1)
+        tokens: Tensor = self.trunk.ln_pre(torch.cat((cls, patches), dim=1) + self.position)
+        return tokens
+
+    def encode(self, tokens: Tensor) -> ClipFeatures:
+        """Run all blocks. Only the patches' rows of s are ever read, so only those are computed; the last block's u is
+        computed only when a fusion layer reads it."""
+        u = tokens
+        s = tokens[:, 1:]
+        cls = tokens[:, :1]
+        keys, values, features = [], [], {}
+        trunk_blocks = len(self.trunk.resblocks)
+        blocks = [*self.trunk.resblocks, *self.head.resblocks]
+        for i, block in enumerate(blocks):
+            y = block.ln_1(u)
+            if i < self.plain_blocks:
+                u = u + packed_attention(block.attn, y, y, y)
+                u = u + block.mlp(block.ln_2(u))
+                s = u[:, 1:]
+            else:
+                u_is_read = i + 1 < len(blocks) or i + 1 in self.fusion_layers
+                if u_is_read:
+                    q, k, v = block.attn.project(y)
+                    u = u + block.attn.proj(merge_heads(attend(q, k, v)))
+                    u = u + block.mlp(block.ln_2(u))
+                else:
+                    k, v = block.attn.project_keys_values(y)
+                s = s + block.attn.proj(merge_heads(attend(v[:, :, 1:], v, v)))
+                if i >= trunk_blocks:
+                    keys.append(k[:, :, 1:])
+                    values.append(v[:, :, 1:])
+            if i + 1 == trunk_blocks:
+                cls = u[:, :1]
+            if i + 1 in self.fusion_layers:
+                features[i + 1] = self._as_map(u[:, 1:])
+        first, second, third = (features[layer] for layer in self.fusion_layers)
+        return ClipFeatures(
+            fusion=(first, second, third),
+            cls=cls,
+            head_keys=torch.stack(keys, dim=1),
+            head_values=torch.stack(values, dim=1),
+            dense=self._as_map(self.head.embed(s)),
+        )
+
+    def _as_map(self, tokens: Tensor) -> Tensor:
+        """(B, h·w, C) -> (B, C, h, w)."""
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *self.grid)
