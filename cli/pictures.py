@@ -32,7 +32,10 @@ def find_pictures(arguments: Sequence[str]) -> list[Path]:
         if not pictures:
             raise InputError(f"{argument}: no picture in it", cure=f"pictures end in {', '.join(_suffixes())}")
         found += pictures
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+    first: dict[Path, Path] = {}
+    for picture in found:
+        first.setdefault(picture.resolve(), picture)
+    return list(first.values())
 
 
 def _expand(argument: str) -> list[Path]:
@@ -73,19 +76,21 @@ def output_stems(pictures: Sequence[Path]) -> list[str]:
 
     A picture's outputs are called by its stem: `street.jpg` gives `street`. Pictures that share a stem take their
     full name (`street.jpg`, `street.png`), and those that share even that take as many folders before it as tell
-    them apart (`day_street.jpg`, `night_street.jpg`). Case is ignored, for file systems that ignore it.
+    them apart (`day_street.jpg`, `night_street.jpg`). Case is ignored, as some file systems ignore it; names that
+    differ by nothing else get a number.
     """
     stems = [path.stem for path in pictures]
-    depth = 0
-    while True:
-        count = Counter(stem.lower() for stem in stems)
-        shared = [i for i, stem in enumerate(stems) if count[stem.lower()] > 1]
-        if not shared:
-            return stems
-        depth += 1
+    parts = [path.resolve().parts[1:] for path in pictures]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        for i in _shared(stems):
+            stems[i] = "_".join(parts[i][-depth:])
+    while shared := _shared(stems):
         for i in shared:
-            parts = pictures[i].resolve().parts
-            if depth > len(parts) + 1:  # names such as a_b/c and a/b_c, told apart by nothing but the number
-                stems[i] = f"{stems[i]}-{i + 1}"
-            else:
-                stems[i] = "_".join(part.strip("/\\:") for part in parts[-depth:])
+            stems[i] += f"-{i + 1}"
+    return stems
+
+
+def _shared(stems: Sequence[str]) -> list[int]:
+    """Places of the names that another picture has too."""
+    count = Counter(stem.lower() for stem in stems)
+    return [i for i, stem in enumerate(stems) if count[stem.lower()] > 1]

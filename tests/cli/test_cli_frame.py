@@ -1,0 +1,125 @@
+"""What holds for every verb: lazy imports, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+from ebseg_deploy import __version__
+from ebseg_deploy.cli import VERBS, EbsegGroup, describe, ebseg
+from ebseg_deploy.cli.lazy import LazyGroup, LazyVerb
+from ebseg_deploy.errors import EbsegError, InputError
+
+HEAVY = ("numpy", "onnxruntime", "torch", "onnx", "rich", "PIL", "msgspec", "tokenizers")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["bench", "--help"], ["segment", "--help"], ["inspect", "-h"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    done = run_python(
+        "import sys\n"
+        "from ebseg_deploy.cli import ebseg\n"
+        f"try: ebseg.main({words!r}, prog_name='ebseg')\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules], code)\n"
+    )
+    assert done.stdout.endswith("loaded: [] 0\n"), done.stdout + done.stderr
+
+
+def test_help_lists_every_verb_with_its_line() -> None:
+    text = CliRunner().invoke(ebseg, ["--help"]).output
+    for name in VERBS:
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("name", list(VERBS))
+def test_every_verb_loads_and_answers_help(name: str) -> None:
+    outcome = CliRunner().invoke(ebseg, [name, "--help"])
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.startswith(f"Usage: ebseg {name}")
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ebseg_deploy", "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"ebseg, version {__version__}\n")
+
+
+def failing_group(error: BaseException) -> click.Group:
+    group = EbsegGroup(name="ebseg", lazy_verbs={})
+    group.params.append(click.Option(["--debug"], is_flag=True, expose_value=False))
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    return group
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("picture a.png: 0 bytes", cure="give a PNG"), 1, "error: picture a.png: 0 bytes; give a PNG\n"),
+        (EbsegError("two\nlines"), 1, "error: two lines\n"),
+        (ValueError("odd\nthing"), 1, "error: ValueError: odd thing; this is unexpected: run again with --debug"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1, "error: x: No such file or directory"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 1, "pip install 'ebseg-deploy[export]'"),
+        (MemoryError(), 1, "error: out of memory; use a smaller picture"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (click.BadParameter("no"), 2, "Invalid value: no"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error: BaseException, code: int, text: str) -> None:
+    outcome = CliRunner().invoke(failing_group(error), ["fail"])
+    assert outcome.exit_code == code
+    assert text in outcome.stderr
+    assert outcome.stdout == ""
+    if code == 1:
+        assert outcome.stderr.count("\n") == 1
+        assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("words", [["--debug", "fail"], ["fail", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(words: list[str]) -> None:
+    outcome = CliRunner().invoke(failing_group(ValueError("odd")), words)
+    assert outcome.exit_code == 1
+    assert "Traceback" in outcome.stderr
+    assert outcome.stderr.splitlines()[-1].startswith("error: ValueError: odd")
+
+
+def test_debug_after_two_dashes_is_an_argument() -> None:
+    group = EbsegGroup(name="ebseg", lazy_verbs={})
+
+    @group.command()
+    @click.argument("word")
+    def say(word: str) -> None:
+        click.echo(word)
+
+    assert CliRunner().invoke(group, ["say", "--", "--debug"]).stdout == "--debug\n"
+
+
+def test_what_is_missing_and_ours_is_named_with_its_extra() -> None:
+    assert describe(ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")) == (
+        "onnxruntime is not installed; pip install 'ebseg-deploy[cpu]'"
+    )
+    assert "unexpected" in describe(ModuleNotFoundError("No module named 'nonesuch'", name="nonesuch"))
+
+
+@pytest.mark.parametrize(("word", "hint"), [("segmnt", "did you mean 'segment'?"), ("xyz", "commands are demo, ")])
+def test_a_wrong_verb_is_a_usage_error_with_a_hint(word: str, hint: str) -> None:
+    outcome = CliRunner().invoke(ebseg, [word])
+    assert outcome.exit_code == 2
+    assert hint in outcome.stderr
+
+
+def test_a_verb_module_without_a_command_is_our_bug() -> None:
+    group = LazyGroup(name="ebseg", lazy_verbs={"bad": LazyVerb("ebseg_deploy.errors", "")})
+    outcome = CliRunner().invoke(group, ["bad"])
+    assert isinstance(outcome.exception, AttributeError)
