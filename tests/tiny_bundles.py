@@ -254,9 +254,9 @@ def _values(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
 def _tokenizer() -> Tokenizer:
     """CLIP's kind of tokenizer without merges: one token a byte, the last byte of a word marked."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<start_of_text>", "<end_of_text>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>", unk_token="<end_of_text>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
