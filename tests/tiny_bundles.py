@@ -34,9 +34,10 @@ from ebseg_deploy.contract import (
     TextRecord,
     graph_spec,
 )
+from ebseg_deploy.runtime.tokenizer import END_OF_TEXT, START_OF_TEXT
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 TINY_MODEL = ModelSpec(
     name="ebseg-tiny",
@@ -254,12 +255,11 @@ def _values(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
 def _tokenizer() -> Tokenizer:
     """CLIP's kind of tokenizer without merges: one token a byte, the last byte of a word marked."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<start_of_text>", "<end_of_text>"]
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), START_OF_TEXT, END_OF_TEXT]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>", unk_token="<end_of_text>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in (START_OF_TEXT, END_OF_TEXT)])
     return tokenizer
