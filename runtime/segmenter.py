@@ -1,0 +1,341 @@
+"""From a picture and a list of words to a label map: the graphs of a bundle, run in order.
+
+segmenter = Segmenter.load("b.ebseg")
+words = segmenter.vocabulary(["road", "car", "tree"])
+result = segmenter("street.jpg", words)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import (
+    ADAB_DECODER,
+    CLIP_IMAGE_ENCODER,
+    OPEN_VOCAB_HEAD,
+    SAM_IMAGE_ENCODER,
+    SIZED_GRAPHS,
+    GraphName,
+    Size,
+)
+from ..errors import InputError, VocabularyError
+from .backends import Backend, OpenGraph, open_backend
+from .bundle import Bundle
+from .canvas import Placement, Resize, choose_canvas, place_picture
+from .label_map import label_map, score_maps
+from .palette import class_colours
+from .picture import MAX_PICTURE_PIXELS, RGB, PictureSource, read_picture
+from .segmentation import Segmentation
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from .vocabulary_build import Source
+
+__all__ = ["Prediction", "Segmentation", "Segmenter"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the graphs say of a batch of canvases, before the label map."""
+
+    mask_logits: npt.NDArray[np.float32]
+    """(B, Q, H/4, W/4), before the sigmoid."""
+    class_probabilities: npt.NDArray[np.float32]
+    """(B, Q, N)."""
+
+
+class Segmenter:
+    """A bundle on a backend, ready for pictures. Make one with `Segmenter.load`; it may be used by several threads.
+
+    Graphs are opened at their first use: those of a canvas with the first picture on it, the text encoder only while
+    a vocabulary is built.
+
+    Attributes:
+        bundle: the opened bundle.
+        backend: runs the graphs; its `reason` says why it was picked.
+        precision: which of the bundle's precisions runs.
+        threads: for the label map; the backend has its own.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        overlap: bool = True,
+        max_pixels: int | None = MAX_PICTURE_PIXELS,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.precision = bundle.precisions[0] if precision is None else precision
+        self.threads = threads
+        for size in bundle.sizes:  # an unknown precision is an error now, not with the first picture
+            bundle.graph(ADAB_DECODER, size, self.precision)
+        self._max_pixels = max_pixels
+        self._graphs: dict[tuple[GraphName, Size | None], OpenGraph] = {}
+        self._lock = threading.Lock()
+        self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="ebseg-clip") if overlap else None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle | str | os.PathLike[str],
+        backend: Backend | str = "auto",
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+        overlap: bool = True,
+        check_hashes: bool = True,
+        max_pixels: int | None = MAX_PICTURE_PIXELS,
+    ) -> Segmenter:
+        """Open a bundle and a backend.
+
+        Args:
+            bundle: a bundle, or the path of its folder or zip.
+            backend: a backend, or a name that `open_backend` takes.
+            threads: threads inside one operator, and for the label map; None lets both choose.
+            precision: one of the bundle's; its first by default.
+            overlap: run the two image encoders at the same time.
+            check_hashes: see `Bundle.open`.
+            max_pixels: see `read_picture`.
+
+        Raises:
+            BundleError: the bundle is damaged, or has not this precision.
+            BackendError: the backend is unknown or not installed.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, check_hashes=check_hashes)
+        engine = backend if isinstance(backend, Backend) else open_backend(backend, threads=threads)
+        return cls(opened, engine, precision=precision, threads=threads, overlap=overlap, max_pixels=max_pixels)
+
+    def vocabulary(
+        self,
+        source: Source,
+        *,
+        cache: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> Vocabulary:
+        """The vocabulary that `source` names, encoded by this bundle's text encoder.
+
+        Args:
+            source: class names; the path of a vocabulary file or of a file of names; or a benchmark's name.
+            cache: keep encoded names in the user's cache folder, and look there first.
+            progress: called as progress(names done, names in all).
+            warn: called with one line for each cause for doubt; `warnings.warn` by default.
+
+        Raises:
+            VocabularyError: no names, a name twice, or a vocabulary file of another text encoder.
+        """
+        from .vocabulary_build import vocabulary_for
+
+        return vocabulary_for(
+            self.bundle,
+            self.backend,
+            source,
+            precision=self.precision,
+            cache=cache,
+            progress=progress,
+            warn=warn,
+        )
+
+    def __call__(
+        self,
+        image: PictureSource,
+        vocabulary: Vocabulary | Source,
+        *,
+        resize: Resize = "fit",
+        canvas: Size | None = None,
+        output_size: tuple[int, int] | None = None,
+        scores: bool | Sequence[str] = False,
+    ) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            image: what `read_picture` takes: a path, bytes, a Pillow image or an array.
+            vocabulary: made by `vocabulary`, or what that takes (encoded anew for every call: make it once for many
+                pictures).
+            resize: "fit" resizes the picture to the canvas, "never" keeps its own pixels.
+            canvas: one of `bundle.sizes`; the one that leaves the least padding by default.
+            output_size: rows and columns of the label map; the picture's own by default.
+            scores: True for the scores of all classes, or names of classes. They take 4 bytes a class and pixel:
+                245 MB for 150 classes at 640x640.
+
+        Raises:
+            InputError: the picture cannot be read, fits on no canvas, or a name in `scores` is not a class.
+            VocabularyError: the vocabulary was made by another text encoder.
+            BackendError: a graph could not be opened or run.
+        """
+        return self.batch([image], vocabulary, resize=resize, canvas=canvas, output_size=output_size, scores=scores)[0]
+
+    def batch(
+        self,
+        images: Iterable[PictureSource],
+        vocabulary: Vocabulary | Source,
+        *,
+        resize: Resize = "fit",
+        canvas: Size | None = None,
+        output_size: tuple[int, int] | None = None,
+        scores: bool | Sequence[str] = False,
+    ) -> list[Segmentation]:
+        """Segment several pictures; arguments and errors as of one.
+
+        Pictures that share a canvas run together, as many as the bundle was exported for (`ebseg export --batch`).
+
+        Returns:
+            One result for each picture, in their order.
+        """
+        words = self._checked(vocabulary)
+        scored = _scored_classes(scores, words)
+        pictures = [read_picture(image, max_pixels=self._max_pixels) for image in images]
+        canvases = self.bundle.sizes if canvas is None else (canvas,)
+        places = [choose_canvas(picture.shape[0], picture.shape[1], canvases, resize) for picture in pictures]
+        results: dict[int, Segmentation] = {}
+        for size in dict.fromkeys(place.canvas for place in places):
+            members = [i for i, place in enumerate(places) if place.canvas == size]
+            for start in range(0, len(members), self.bundle.manifest.batch):
+                chunk = members[start : start + self.bundle.manifest.batch]
+                prediction = self.predict([pictures[i] for i in chunk], [places[i] for i in chunk], words)
+                for row, i in enumerate(chunk):
+                    results[i] = self._segmentation(pictures[i], places[i], prediction, row, words, output_size, scored)
+        return [results[i] for i in range(len(pictures))]
+
+    def predict(self, pictures: Sequence[RGB], places: Sequence[Placement], vocabulary: Vocabulary) -> Prediction:
+        """Run the graphs on pictures that share a canvas, and stop before the label map.
+
+        Args:
+            pictures: (H, W, 3) each; at most as many as the bundle's batch.
+            places: where each lies on the canvas.
+            vocabulary: N classes.
+
+        Returns:
+            Mask logits and class probabilities, a row for each picture.
+        """
+        canvas = places[0].canvas
+        batch = self.bundle.manifest.batch
+        if not 1 <= len(pictures) <= batch or any(place.canvas != canvas for place in places):
+            raise InputError(
+                f"{len(pictures)} pictures for a batch of {batch}, or of several canvases",
+                cure="use Segmenter.batch, which sorts pictures into batches",
+            )
+        images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
+        sizes = [place.valid_size for place in places]
+        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
+        inputs: dict[str, Array] = {
+            "image": np.stack(images + images[-1:] * missing),
+            "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
+        }
+        features = self._encode(canvas, inputs)
+        decoded = self._run(ADAB_DECODER, canvas, features)
+        words: dict[str, Array] = {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags}
+        classified = self._run(OPEN_VOCAB_HEAD, None, {**decoded, **words})
+        return Prediction(
+            mask_logits=decoded["mask_logits"][: len(pictures)].astype(np.float32, copy=False),
+            class_probabilities=classified["class_probabilities"][: len(pictures)].astype(np.float32, copy=False),
+        )
+
+    def warm_up(self, canvas: Size | None = None) -> None:
+        """Open the graphs of a canvas, or of all, now rather than with the first picture."""
+        for size in self.bundle.sizes if canvas is None else (canvas,):
+            for name in SIZED_GRAPHS:
+                self._open(name, size)
+        self._open(OPEN_VOCAB_HEAD, None)
+
+    def close(self) -> None:
+        """Let go of the graphs."""
+        with self._lock:
+            for graph in self._graphs.values():
+                self.backend.close(graph)
+            self._graphs.clear()
+        if self._side_thread is not None:
+            self._side_thread.shutdown()
+            self._side_thread = None
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.bundle!r}, backend={self.backend.name!r}, precision={self.precision!r})"
+
+    def _encode(self, canvas: Size, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Both image encoders; neither needs the other, so they overlap if they may."""
+        if self._side_thread is None:
+            return {**self._run(CLIP_IMAGE_ENCODER, canvas, inputs), **self._run(SAM_IMAGE_ENCODER, canvas, inputs)}
+        clip = self._side_thread.submit(self._run, CLIP_IMAGE_ENCODER, canvas, inputs)
+        sam = self._run(SAM_IMAGE_ENCODER, canvas, inputs)
+        return {**clip.result(), **sam}
+
+    def _run(self, name: GraphName, canvas: Size | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        graph = self._open(name, canvas)
+        # By name, and in the type the graph takes: an FP16 decoder after INT8 encoders has float16 inputs.
+        inputs = {each.name: tensors[each.name].astype(each.dtype, copy=False) for each in graph.spec.inputs}
+        return self.backend.run(graph, inputs)
+
+    def _open(self, name: GraphName, canvas: Size | None) -> OpenGraph:
+        with self._lock:
+            if (name, canvas) not in self._graphs:
+                record = self.bundle.graph(name, canvas, self.precision)
+                self._graphs[name, canvas] = self.backend.open(
+                    self.bundle.file(record.file), spec=record.spec, name=name
+                )
+            return self._graphs[name, canvas]
+
+    def _checked(self, vocabulary: Vocabulary | Source) -> Vocabulary:
+        words = vocabulary if isinstance(vocabulary, Vocabulary) else self.vocabulary(vocabulary)
+        words.check_encoder(self.bundle.manifest.text.encoder_sha256, model=self.bundle.model.name)
+        return words
+
+    def _segmentation(
+        self,
+        picture: RGB,
+        place: Placement,
+        prediction: Prediction,
+        row: int,
+        words: Vocabulary,
+        output_size: tuple[int, int] | None,
+        scored: list[int],
+    ) -> Segmentation:
+        size = picture.shape[:2] if output_size is None else output_size
+        arguments = (
+            prediction.mask_logits[row],
+            prediction.class_probabilities[row],
+            place.canvas,
+            place.valid_size,
+            (int(size[0]), int(size[1])),
+        )
+        return Segmentation(
+            labels=label_map(*arguments, threads=self.threads),
+            names=words.names,
+            palette=class_colours(len(words)),
+            picture=picture,
+            canvas=place.canvas,
+            valid_size=place.valid_size,
+            scores=score_maps(*arguments, classes=scored, threads=self.threads) if scored else None,
+            scored=tuple(words.names[i] for i in scored),
+        )
+
+
+def _scored_classes(scores: bool | Sequence[str], words: Vocabulary) -> list[int]:
+    if isinstance(scores, bool):
+        return list(range(len(words))) if scores else []
+    unknown = [name for name in scores if name not in words.names]
+    if unknown:
+        raise VocabularyError(f"scores of {unknown[0]!r}: not a class of the vocabulary", cure="use its own names")
+    return [words.names.index(name) for name in scores]
