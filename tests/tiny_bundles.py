@@ -241,8 +241,11 @@ def _head(builder: _Builder) -> None:
 
 def _text(builder: _Builder, model: ModelSpec) -> None:
     bucket = builder.node("Mod", "tokens", builder.constant(TOKEN_BUCKETS, np.int32))
-    vectors = builder.node("Gather", builder.normal(TOKEN_BUCKETS, model.embedding_dim), bucket)
-    positions = builder.constant(np.linspace(1, 0.1, model.context_length).reshape(1, -1, 1))
+    table = builder.random.normal(size=(TOKEN_BUCKETS, model.embedding_dim))
+    table[0] = 0  # the padding behind a text says nothing
+    vectors = builder.node("Gather", builder.constant(table), bucket)
+    # Signs that change with the place: the same words of every prompt cancel, and names tell.
+    positions = builder.constant(np.cos(np.arange(model.context_length) * 2.1).reshape(1, -1, 1))
     mean = builder.node("ReduceMean", builder.node("Mul", vectors, positions), builder.shape(1), keepdims=0)
     builder.node("LpNormalization", mean, out="prompt_embeddings", axis=1, p=2)
 
