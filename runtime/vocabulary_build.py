@@ -99,7 +99,7 @@ def build_vocabulary(
     return Vocabulary(
         names=tuple(entry.name for entry in entries),
         synonyms=tuple(entry.synonyms for entry in entries),
-        seen=np.array([_flag(entry) for entry in entries], dtype=np.bool_),
+        seen=np.array([is_seen_class(entry) for entry in entries], dtype=np.bool_),
         embeddings=np.stack([rows[entry.name] for entry in entries]),
         background=np.asarray(background, dtype=np.float32),
         model=model,
@@ -262,7 +262,8 @@ def _check_encoded(encoded: NDArray[Any], shape: tuple[int, int]) -> None:
         )
 
 
-def _flag(entry: ClassEntry) -> bool:
+def is_seen_class(entry: ClassEntry) -> bool:
+    """The class's seen flag: the one it was given, else what the seen rule says."""
     return is_seen(entry.name, entry.synonyms, entry.excludes) if entry.seen is None else entry.seen
 
 
