@@ -83,7 +83,7 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
         tensors += [(record.name, side, *_tensor_row(tensor)) for side, specs in sides for tensor in specs]
     title = "Tensors" if len(manifest.sizes) == 1 else f"Tensors, canvas {manifest.sizes[0]}"
     print_table(title, ("graph", "", "tensor", "type", "shape"), tensors)
-    print_facts("Provenance", sorted((manifest.provenance | manifest.notes).items()))
+    print_facts("Provenance", sorted(manifest.provenance.items()))
 
 
 def _show_vocabulary(path: Path, vocabulary: Vocabulary, as_json: bool) -> None:

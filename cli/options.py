@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import InputError, VocabularyError
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..runtime.vocabulary_build import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -70,28 +73,31 @@ def resize_option(command: Command) -> Command:
     )(command)
 
 
-def vocabulary_source(vocabulary_file: Path | None, classes: str | None, dataset: str | None) -> Path | list[str] | str:
-    """What the user chose: a file that exists, names, or a benchmark's name; `Segmenter.vocabulary` takes them all.
+def vocabulary_source(vocabulary_file: Path | None, classes: str | None, dataset: str | None) -> Source:
+    """What the user chose, for `Segmenter.vocabulary`; read and checked here, before a model is loaded for it.
 
     Raises:
         click.UsageError: none or several are given.
-        VocabularyError: the file does not exist, or there is no name.
+        VocabularyError: the file cannot be used, names are blank or doubled, or there is no such benchmark.
     """
     given = [each for each in (vocabulary_file, classes, dataset) if each is not None]
     if len(given) != 1:
         raise click.UsageError("give exactly one of --vocabulary FILE, --classes NAMES and --dataset NAME")
-    if vocabulary_file is not None:
-        if not vocabulary_file.is_file():
-            raise VocabularyError(
-                f"vocabulary {vocabulary_file}: no such file", cure="make it with `ebseg vocab build`, or use --classes"
-            )
-        return vocabulary_file
+    from ..runtime.class_names import benchmark_classes, classes_from_text
+    from ..runtime.vocabulary_build import resolve_source
+
+    if classes is not None:
+        return classes_from_text(classes)
     if dataset is not None:
+        benchmark_classes(dataset)
         return dataset
-    names = [name.strip() for name in (classes or "").split(",")]
-    if not any(names):
-        raise VocabularyError("--classes: no name in it", cure='give names between commas: --classes "cat, red fox"')
-    return names
+    assert vocabulary_file is not None
+    return resolve_source(vocabulary_file)
+
+
+def warn(message: str) -> None:
+    """One line of doubt, on stderr."""
+    click.echo(f"warning: {message}", err=True)
 
 
 def prepare_output_folder(folder: Path) -> None:

@@ -71,6 +71,12 @@ def _suffixes() -> list[str]:
     return sorted(PICTURE_SUFFIXES)
 
 
+def describe_failure(picture: Path, error: InputError) -> str:
+    """What is wrong with a picture, on one line that names it."""
+    text = " ".join(str(error).split())
+    return text if str(picture) in text else f"picture {picture}: {text}"
+
+
 def output_stems(pictures: Sequence[Path]) -> list[str]:
     """One name for each picture's outputs, so that no two pictures write the same file.
 
