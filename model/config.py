@@ -161,18 +161,18 @@ EBSEG_L = EbsegConfig(
 EBSEG_NANO = EbsegConfig(
     name="ebseg-nano",
     clip=ClipConfig(
-        image_size=128,
+        image_size=256,
         patch=16,
         width=192,
         heads=6,
         layers=6,
         embedding_dim=128,
-        text_width=96,
+        text_width=64,
         text_heads=4,
         text_layers=2,
     ),
     sam=SamConfig(image_size=256, width=128, depth=4, heads=4, window=8, global_blocks=(0, 1, 2, 3)),
-    clip_input_scale=0.5,
+    clip_input_scale=1.0,
     plain_blocks=0,
     surgery_blocks=0,
     fusion_layers=(2, 4, 6),
@@ -186,9 +186,11 @@ EBSEG_NANO = EbsegConfig(
     decoder_ffn=384,
     pixel_layers=3,
     pixel_ffn=384,
+    training_classes=57,
 )
-"""Small enough to train on a laptop; the same classes, other numbers. Mask attention runs over all six CLIP blocks,
-because in a ViT this shallow the last half alone cannot classify a masked region."""
+"""Small enough to train on a laptop, for a canvas of 256x256; the same classes, other numbers. CLIP sees the picture at
+full size, and mask attention runs over all six of its blocks: in a ViT this shallow the last half alone cannot classify
+a masked region."""
 
 VARIANTS: dict[str, EbsegConfig] = {config.name: config for config in (EBSEG_B, EBSEG_L, EBSEG_NANO)}
 
