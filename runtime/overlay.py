@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 OPACITY = 0.55
 """Of the class colours: names can be told by colour, and the picture still be seen."""
-MIN_LEGEND_WIDTH = 320
+LONGEST_NAME = 48
+"""Characters of a name in the legend; the rest is cut."""
 MAX_LEGEND_ROWS = 40
 """Classes in the legend; the smallest ones beyond are counted in one line."""
 
@@ -54,12 +55,12 @@ def add_legend(overlay: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
     size = int(min(max(overlay.width / 45, 13), 40))
     font = ImageFont.load_default(size)
     shown = sorted(rows, key=lambda row: -row.area)
-    texts = [f"{row.name}  {100 * row.area:.1f} %" for row in shown[:MAX_LEGEND_ROWS]]
+    texts = [f"{_shortened(row.name)}  {100 * row.area:.1f} %" for row in shown[:MAX_LEGEND_ROWS]]
     if len(shown) > MAX_LEGEND_ROWS:
         texts.append(f"and {len(shown) - MAX_LEGEND_ROWS} more")
     line, pad = round(1.6 * size), round(0.6 * size)
     column = round(max(font.getlength(text) for text in texts)) + line + 2 * pad
-    width = max(overlay.width, min(column, MIN_LEGEND_WIDTH))
+    width = max(overlay.width, column)
     columns = max(1, min(len(texts), width // column))
     lines = -(-len(texts) // columns)
     panel = Image.new("RGB", (width, overlay.height + lines * line + 2 * pad), "white")
@@ -72,6 +73,10 @@ def add_legend(overlay: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
             draw.rectangle((left, top, left + size, top + size), fill=shown[i].colour, outline="black")
         draw.text((left + line, top + size / 2), text, fill="black", font=font, anchor="lm")
     return panel
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _borders(labels: npt.NDArray[np.uint8 | np.uint16]) -> npt.NDArray[np.bool_]:
