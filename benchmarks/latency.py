@@ -1,8 +1,8 @@
 """How long a bundle takes, graph by graph and from decoded picture to label map, and how much memory it needs.
 
-Order of events, so that nothing measured disturbs the next: load, vocabulary, warm-up, the pipeline end to end, peak
-memory, then each graph by itself with the inputs it had in the pipeline. The two image encoders share the cores while
-the pipeline runs; a graph's own latency is without that company.
+Order of events, so that nothing measured disturbs the next: load, warm-up, the pipeline end to end, peak memory, then
+the label map and each graph by itself, with the inputs it had in the pipeline. The two image encoders share the cores
+while the pipeline runs; a graph's own latency is without that company.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..runtime.backends import open_backend
 from ..runtime.bundle import Bundle
 from ..runtime.canvas import choose_canvas
+from ..runtime.label_map import label_map
 from ..runtime.segmenter import Segmenter
 from ..runtime.vocabulary import Vocabulary
 from .machine import Machine, describe_machine
@@ -90,6 +91,8 @@ class LatencyReport:
     end_to_end: LatencySummary
     """From decoded picture to label map, with a vocabulary that is encoded already."""
     graphs: dict[str, GraphLatency]
+    label_map: LatencySummary
+    """From mask logits and class probabilities to the label map, by itself."""
     load_ms: float
     """Opening the four graphs of the pipeline."""
     peak_rss_bytes: int
@@ -142,7 +145,7 @@ def measure_latency(
 
     rss_before, _ = peak_rss_bytes()
     reset_peak_rss()
-    runs, total = config.warmup + config.repeats, (config.warmup + config.repeats) * (1 + len(GRAPH_NAMES))
+    runs, total = config.warmup + config.repeats, (config.warmup + config.repeats) * (2 + len(GRAPH_NAMES))
     backend = TimedBackend(open_backend(config.backend, threads=config.threads))
     with Segmenter.load(bundle, backend, threads=config.threads, precision=config.precision) as segmenter:
         start = time.perf_counter()
@@ -160,8 +163,22 @@ def measure_latency(
         in_pipeline = {name: LatencySummary.of(values) for name, values in backend.latencies_ms.items()}
 
         backend.keep_inputs = True
-        segmenter(picture, vocabulary, canvas=canvas)
-    graphs = _graphs_alone(bundle, config, canvas, backend.kept_inputs, lambda done: report(runs + done, total))
+        place = choose_canvas(picture.shape[0], picture.shape[1], (canvas,))
+        prediction = segmenter.predict([picture], [place], vocabulary)
+        label_map_ms = []
+        for i in range(runs):
+            start = time.perf_counter()
+            label_map(
+                prediction.mask_logits[0],
+                prediction.class_probabilities[0],
+                canvas,
+                place.valid_size,
+                (picture.shape[0], picture.shape[1]),
+                threads=config.threads,
+            )
+            label_map_ms.append((time.perf_counter() - start) * 1000)
+            report(runs + i + 1, total)
+    graphs = _graphs_alone(bundle, config, canvas, backend.kept_inputs, lambda done: report(2 * runs + done, total))
     return LatencyReport(
         bundle=str(bundle.source),
         model=bundle.model.name,
@@ -176,6 +193,7 @@ def measure_latency(
         warmup=config.warmup,
         end_to_end=LatencySummary.of(end_to_end[config.warmup :]),
         graphs={name: GraphLatency(alone=alone, pipeline=in_pipeline.get(name)) for name, alone in graphs.items()},
+        label_map=LatencySummary.of(label_map_ms[config.warmup :]),
         load_ms=load_ms,
         peak_rss_bytes=peak,
         peak_rss_method=method,

@@ -116,6 +116,7 @@ def _print(report: LatencyReport) -> None:
     for name, graph in report.graphs.items():
         inside = "-" if graph.pipeline is None else f"{graph.pipeline.p50_ms:.1f}"
         rows.append([name, *_columns(astuple(graph.alone)), inside])
+    rows.append(["label map", *_columns(astuple(report.label_map)), "-"])
     rows.append(["picture to label map", *_columns(astuple(report.end_to_end)), "-"])
     columns = ("milliseconds", "runs", "mean", "min", "p50", "p90", "p99", "max", "p50 in the pipeline")
     print_table(f"{report.end_to_end.runs} runs after {report.warmup} to warm up", columns, rows)

@@ -33,6 +33,7 @@ from ebseg_deploy.contract import (
     TensorSpec,
     TextRecord,
     graph_spec,
+    manifest_bytes,
 )
 from ebseg_deploy.runtime.tokenizer import END_OF_TEXT, START_OF_TEXT
 from onnx import TensorProto, helper, numpy_helper
@@ -124,7 +125,7 @@ def seal(folder: Path, manifest: BundleManifest) -> Path:
                 bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
             )
     manifest = msgspec.structs.replace(manifest, files=files)
-    (folder / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
     return folder
 
 
