@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Backend, OpenGraph, check_inputs
+from .base import Backend, OpenGraph, check_tensors
 from .choose import BACKEND_NAMES, open_backend
 
-__all__ = ["BACKEND_NAMES", "Backend", "OpenGraph", "check_inputs", "open_backend"]
+__all__ = ["BACKEND_NAMES", "Backend", "OpenGraph", "check_tensors", "open_backend"]

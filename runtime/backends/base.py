@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +94,7 @@ class Backend(ABC):
                 length differs between two inputs; or the engine failed.
         """
         self._check_open(graph)
-        check_inputs(graph.name, graph.spec, inputs)
+        check_tensors(graph.name, graph.spec.inputs, inputs)
         return self._run_impl(graph, inputs)
 
     def close(self, graph: OpenGraph | None = None) -> None:
@@ -131,13 +131,22 @@ class Backend(ABC):
         return None
 
 
-def check_inputs(graph: str, spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
-    """Check arrays against a graph's inputs.
+def check_tensors(
+    graph: str,
+    specs: Sequence[TensorSpec],
+    arrays: Mapping[str, Array],
+    *,
+    side: str = "input",
+    lengths: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Check arrays against the inputs (or outputs) of a graph.
 
     Args:
         graph: name for errors.
-        spec: the graph's border.
-        inputs: arrays by name.
+        specs: what is wanted.
+        arrays: what is given, by name.
+        side: "input" or "output", for errors.
+        lengths: dynamic dimensions whose length is known already.
 
     Returns:
         The length of every dynamic dimension, by its name.
@@ -145,38 +154,38 @@ def check_inputs(graph: str, spec: GraphSpec, inputs: Mapping[str, Array]) -> di
     Raises:
         BackendError: names the first tensor that does not fit, what it is and what it should be.
     """
-    wanted = {tensor.name: tensor for tensor in spec.inputs}
-    for label, names in (("missing", wanted.keys() - inputs.keys()), ("unexpected", inputs.keys() - wanted.keys())):
+    wanted = {tensor.name: tensor for tensor in specs}
+    for label, names in (("missing", wanted.keys() - arrays.keys()), ("unexpected", arrays.keys() - wanted.keys())):
         if names:
             raise BackendError(
-                f"graph {graph}: {label} input {', '.join(sorted(names))}",
+                f"graph {graph}: {label} {side} {', '.join(sorted(names))}",
                 cure=f"give exactly {', '.join(wanted)}",
             )
-    lengths: dict[str, tuple[int, str]] = {}
+    found = {dimension: (length, "the inputs") for dimension, length in (lengths or {}).items()}
     for name, tensor in wanted.items():
-        array = inputs[name]
+        array = arrays[name]
         if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise BackendError(
-                f"graph {graph}: input {name} is {got}, not {tensor.dtype}", cure=f"convert it to {tensor.dtype}"
+                f"graph {graph}: {side} {name} is {got}, not {tensor.dtype}", cure=f"convert it to {tensor.dtype}"
             )
         fits = len(array.shape) == len(tensor.shape) and all(
             isinstance(want, str) or got == want for got, want in zip(array.shape, tensor.shape, strict=True)
         )
         if not fits:
             raise BackendError(
-                f"graph {graph}: input {name} has shape {_shape(array.shape)}", cure=f"give {_shape(tensor.shape)}"
+                f"graph {graph}: {side} {name} has shape {_shape(array.shape)}", cure=f"give {_shape(tensor.shape)}"
             )
         for length, dimension in zip(array.shape, tensor.shape, strict=True):
             if isinstance(dimension, int):
                 continue
-            first, where = lengths.setdefault(dimension, (length, name))
+            first, where = found.setdefault(dimension, (length, name))
             if first != length:
                 raise BackendError(
                     f"graph {graph}: dimension {dimension} is {first} in {where} and {length} in {name}",
                     cure="give both the same length",
                 )
-    return {dimension: length for dimension, (length, _) in lengths.items()}
+    return {dimension: length for dimension, (length, _) in found.items()}
 
 
 def _check_border(graph: OpenGraph, spec: GraphSpec) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...contract import GraphSpec, TensorSpec
 from ...errors import BackendError
-from .base import Array, Backend, OpenGraph, check_inputs
+from .base import Array, Backend, OpenGraph, check_tensors
 
 Outputs = Mapping[str, Array]
 Canned = Mapping[str, Outputs | Callable[[Mapping[str, Array]], Outputs]]
@@ -53,15 +53,16 @@ class FakeBackend(Backend):
         self.calls.append((graph.name, dict(inputs)))
         canned = self._canned.get(graph.name, {})
         given = canned(inputs) if callable(canned) else canned
-        lengths = check_inputs(graph.name, graph.spec, inputs)
+        lengths = check_tensors(graph.name, graph.spec.inputs, inputs)
         return {tensor.name: self._output(graph, tensor, given, lengths) for tensor in graph.spec.outputs}
 
     def _output(self, graph: OpenGraph, tensor: TensorSpec, given: Outputs, lengths: Mapping[str, int]) -> Array:
-        unknown = [each for each in tensor.shape if isinstance(each, str) and each not in lengths]
         if tensor.name in given:
-            # Checked as strictly as an input: a canned output that an engine could not give would test nothing.
-            check_inputs(graph.name, GraphSpec(inputs=(tensor,), outputs=()), {tensor.name: given[tensor.name]})
-            return given[tensor.name]
+            # Checked as strictly as an input: a canned output that no engine could give would test nothing.
+            array = given[tensor.name]
+            check_tensors(graph.name, (tensor,), {tensor.name: array}, side="output", lengths=lengths)
+            return array
+        unknown = [each for each in tensor.shape if isinstance(each, str) and each not in lengths]
         if unknown:
             raise BackendError(
                 f"graph {graph.name}: output {tensor.name} has dimension {unknown[0]}, which no input has",
