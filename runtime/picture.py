@@ -29,6 +29,9 @@ PictureSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.N
 MAX_PICTURE_PIXELS = 1 << 27
 """134 million pixels (16384x8192): 400 MB as RGB. A 200-megapixel phone picture is above it, a bomb far above."""
 
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+"""What Pillow's readers raise on damaged files; the SyntaxError is its 'broken PNG file'."""
+
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -80,6 +83,8 @@ def _from_bytes(content: bytes, name: str, max_pixels: int | None) -> RGB:
         raise InputError(
             f"picture {name}: {error}", cure="shrink it first, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
+    except DAMAGE as error:
+        raise _damaged(name, error) from error
 
 
 def _from_image(image: Image.Image, name: str, max_pixels: int | None) -> RGB:
@@ -95,14 +100,15 @@ def _from_image(image: Image.Image, name: str, max_pixels: int | None) -> RGB:
     try:
         image.load()
         return _from_array(np.asarray(_to_eight_bits(ImageOps.exif_transpose(image), name)), name)
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        # What Pillow's readers raise on damaged files; a SyntaxError is its 'broken PNG'.
-        reason = " ".join(str(error).split())
-        raise InputError(f"picture {name}: damaged: {reason}", cure="copy or download it again") from error
+    except DAMAGE as error:
+        raise _damaged(name, error) from error
     except MemoryError:
         raise InputError(f"picture {name}: {height}x{width} does not fit in memory", cure="shrink it first") from None
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"picture {name}: damaged: {reason}", cure="copy or download it again")
 
 
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
