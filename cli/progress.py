@@ -9,6 +9,9 @@ from contextlib import contextmanager
 Report = Callable[[int, int], None]
 """Called as report(done, total), as often as one likes."""
 
+StepReport = Callable[[str, int, int], None]
+"""Called as report(step, done, total)."""
+
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Report]:
@@ -40,6 +43,36 @@ def progress_bar(description: str) -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=_to_terminal()) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def step_progress(title: str) -> Iterator[StepReport]:
+    """A bar whose text names the step that is running: for work of few, long and different steps."""
+    if not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=_to_terminal()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda step, done, total: bar.update(task, description=f"{title}: {step}", completed=done, total=total)
+
+
+def _to_terminal() -> bool:
+    """Whether results may pass through the bar's console, which keeps them above the bar.
+
+    Only on a terminal: rich would send what is printed meanwhile to stderr, and a pipe on stdout would stay empty.
+    """
+    return sys.stdout.isatty()
