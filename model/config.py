@@ -182,9 +182,9 @@ EBSEG_NANO = EbsegConfig(
     queries=16,
     hidden_dim=96,
     mask_dim=96,
-    decoder_layers=6,
+    decoder_layers=3,
     decoder_ffn=384,
-    pixel_layers=3,
+    pixel_layers=2,
     pixel_ffn=384,
     training_classes=57,
 )
