@@ -7,6 +7,7 @@ gives the same description as JSON Schema for hosts in other languages (docs/sch
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, Literal
 
@@ -36,6 +37,24 @@ SIZED_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, AD
 DType = Literal["uint8", "int32", "float32", "float16"]
 Dimension = int | str
 """A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts"."""
+
+VILD_TEMPLATES = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+)
+"""The 14 prompts EBSeg averages per class. Source: ViLD (Gu et al. 2022), as the published code spells them."""
 
 CANVAS_DIVISOR = 32
 MASK_STRIDE = 4
@@ -205,6 +224,14 @@ class TextRecord(Record, frozen=True, kw_only=True):
     tokenizer: str
 
 
+class ReferenceRecord(Record, frozen=True, kw_only=True):
+    """What PyTorch gave for one picture, so that a bundle can be checked where there is no PyTorch."""
+
+    size: Size
+    file: str
+    """Safetensors: graph inputs by name, and `expected.<output>` sampled by contract.sample_axes."""
+
+
 class BundleManifest(Record, frozen=True, kw_only=True):
     """bundle.json."""
 
@@ -218,8 +245,32 @@ class BundleManifest(Record, frozen=True, kw_only=True):
     """Every file of the bundle but bundle.json itself, by path relative to the bundle, with forward slashes."""
     provenance: dict[str, str]
     """Where it came from: checkpoint file and sha256, package versions, time, command."""
-    notes: dict[str, str] = {}
-    """Free text a user may add; never read by the tools."""
+    references: tuple[ReferenceRecord, ...] = ()
+    seal: str = ""
+    """SHA-256 of this manifest with an empty seal: shows an edit by hand. No protection against an attacker."""
+
+
+def seal_of(manifest: BundleManifest) -> str:
+    """The seal that belongs to a manifest's other fields."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, seal=""), order="sorted")).hexdigest()
+
+
+def manifest_bytes(manifest: BundleManifest) -> bytes:
+    """bundle.json's content, sealed."""
+    sealed = msgspec.structs.replace(manifest, seal=seal_of(manifest))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+REFERENCE_SAMPLES = 8
+"""Samples per axis of an expected output, about."""
+
+
+def sample_axes(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Which elements of an output a reference keeps: all of the first two axes, every n-th of the others."""
+    return tuple(
+        slice(None) if axis < 2 else slice(None, None, -(-length // REFERENCE_SAMPLES))
+        for axis, length in enumerate(shape)
+    )
 
 
 def bundle_json_schema() -> dict[str, Any]:

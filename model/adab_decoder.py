@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import merge_heads, split_heads
-from .clip_image import ClipFeatures, ClipHead
+from .attention import merge_heads
+from .clip_image import ClipFeatures, ClipHead, SplitBlock
 from .masked_decoder import MaskedDecoder, pool_masks
 from .pixel_decoder import PixelDecoder
 from .resize import bilinear
@@ -28,6 +28,27 @@ class AdabOutput(NamedTuple):
     """Frozen: (B, Q, D), the mean of unit vectors; zeros for an empty mask."""
 
 
+class MaskAttentionLayer(nn.Module):
+    """One head block, for query tokens alone."""
+
+    def __init__(self, block: SplitBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """(B, Q, C), the patches' (B, M, P, d) ×2, (B, M, Q, P) -> (B, Q, C)."""
+        block, attention = self.block, self.block.attn
+        q, k, v = attention.project(block.ln_1(x))
+        q = q * q.shape[-1] ** -0.5
+        to_self = (q * k).sum(-1, keepdim=True)
+        to_patches = q @ keys.transpose(-2, -1) + bias
+        weight = torch.cat((to_self, to_patches), dim=-1).softmax(dim=-1)
+        mixed = weight[..., :1] * v + weight[..., 1:] @ values
+        x = x + attention.proj(merge_heads(mixed))
+        result: Tensor = x + block.mlp(block.ln_2(x))
+        return result
+
+
 class MaskAttention(nn.Module):
     """B: query tokens, copies of CLS, look at the patches through the head blocks, each through its own mask.
 
@@ -38,6 +59,7 @@ class MaskAttention(nn.Module):
     def __init__(self, head: ClipHead) -> None:
         super().__init__()
         self.head = head
+        self.layers = nn.ModuleList(MaskAttentionLayer(block) for block in head.resblocks)  # type: ignore[arg-type]
 
     def forward(self, cls: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """Args:
@@ -46,18 +68,9 @@ class MaskAttention(nn.Module):
         Returns:
             (B, Q, D), unit length.
         """
-        queries = bias.shape[2]
-        x = cls.expand(-1, queries, -1)
-        for i, block in enumerate(self.head.resblocks):
-            attention = block.attn
-            q, k, v = (split_heads(p, attention.heads) for p in attention.qkv(block.ln_1(x)).chunk(3, dim=-1))
-            q = q * q.shape[-1] ** -0.5
-            to_self = (q * k).sum(-1, keepdim=True)
-            to_patches = q @ keys[:, i].transpose(-2, -1) + bias
-            weight = torch.cat((to_self, to_patches), dim=-1).softmax(dim=-1)
-            mixed = weight[..., :1] * v + weight[..., 1:] @ values[:, i]
-            x = x + attention.proj(merge_heads(mixed))
-            x = x + block.mlp(block.ln_2(x))
+        x = cls.expand(-1, bias.shape[2], -1)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, keys[:, i], values[:, i], bias)
         return self.head.embed(x)
 
 

@@ -48,14 +48,17 @@ def packed_attention(
     Returns:
         (B, N, C).
     """
-    assert attention.in_proj_weight is not None
-    heads = attention.num_heads
-    w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
-    b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
-    q = split_heads(F.linear(query, w_q, b_q), heads)
-    k = split_heads(F.linear(key, w_k, b_k), heads)
-    v = split_heads(F.linear(value, w_v, b_v), heads)
-    return attention.out_proj(merge_heads(attend(q, k, v, bias)))  # type: ignore[no-any-return]
+    weight, packed_bias = attention.in_proj_weight, attention.in_proj_bias
+    assert weight is not None
+    heads, width = attention.num_heads, attention.embed_dim
+    if query is key and key is value:
+        q, k, v = F.linear(query, weight, packed_bias).chunk(3, dim=-1)
+    else:  # slices of constants fold at export; a Split would not
+        q = F.linear(query, weight[:width], packed_bias[:width])
+        k = F.linear(key, weight[width : 2 * width], packed_bias[width : 2 * width])
+        v = F.linear(value, weight[2 * width :], packed_bias[2 * width :])
+    mixed = attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), bias)
+    return attention.out_proj(merge_heads(mixed))  # type: ignore[no-any-return]
 
 
 class SplitAttention(nn.Module):

@@ -96,7 +96,9 @@ def save_checkpoint(model: EBSeg, path: str | os.PathLike[str]) -> None:
             torch.save({"model": published_state(model)}, partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be written: {error}", cure="check folder and space") from error
+        raise CheckpointError(
+            f"checkpoint {path}: cannot be written: {error}", cure="check folder and space"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -118,9 +120,7 @@ def _check_keys(
         for key, shape in wanted.items()
         if key in state and state[key].shape != shape
     ]
-    types = [
-        f"{key} {state[key].dtype}" for key in wanted if key in state and not state[key].dtype.is_floating_point
-    ]
+    types = [f"{key} {state[key].dtype}" for key in wanted if key in state and not state[key].dtype.is_floating_point]
     differing = [
         alias
         for alias, canonical in ALIASES.items()

@@ -5,8 +5,9 @@ With y = ln_1(u), the original stream u and the surgery stream s:
     s ← s + proj(softmax(v vᵀ / √d) v)                    (no feed-forward)
     u ← u + proj(softmax(q kᵀ / √d) v);  u ← u + mlp(ln_2(u))
 
-Patch and CLS tokens never attend to the mask queries, so the fusion features, the dense map of D, and every head block's
-keys and values of the patches can be computed once, before any query exists. Source: EBSeg (CVPR 2024); CLIP Surgery.
+Patch and CLS tokens never attend to the mask queries, so the fusion features, the dense map of D, and every head
+block's keys and values of the patches can be computed once, before any query exists. Source: EBSeg (CVPR 2024);
+CLIP Surgery.
 """
 
 from __future__ import annotations
@@ -49,6 +50,47 @@ class SplitBlock(nn.Module):
         self.ln_1 = block.ln_1
         self.mlp = block.mlp
         self.ln_2 = block.ln_2
+
+
+class PlainLayer(nn.Module):
+    """Runs one of open_clip's residual attention blocks."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); bias broadcastable to (B, M, N, N)."""
+        block = self.block
+        y = block.ln_1(x)
+        x = x + packed_attention(block.attn, y, y, y, bias)
+        result: Tensor = x + block.mlp(block.ln_2(x))
+        return result
+
+
+class SplitLayer(nn.Module):
+    """Runs one SplitBlock on both streams.
+
+    Only the patches' rows of s are ever read, so only those are computed; u is computed only when somebody reads it.
+    """
+
+    def __init__(self, block: SplitBlock, *, u_is_read: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.u_is_read = u_is_read
+
+    def forward(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u (B, 1 + P, C) and s (B, P, C) -> u, s, and the patches' keys and values (B, M, P, d)."""
+        block = self.block
+        y = block.ln_1(u)
+        if self.u_is_read:
+            q, k, v = block.attn.project(y)
+            u = u + block.attn.proj(merge_heads(attend(q, k, v)))
+            u = u + block.mlp(block.ln_2(u))
+        else:
+            k, v = block.attn.project_keys_values(y)
+        s = s + block.attn.proj(merge_heads(attend(v[:, :, 1:], v, v)))
+        return u, s, k[:, :, 1:], v[:, :, 1:]
 
 
 class ClipTrunk(nn.Module):
@@ -100,8 +142,15 @@ class ClipImageEncoder(nn.Module):
         self.trunk = trunk
         self.head = head
         self.grid = config.spec(logit_scale=1.0).clip_grid(size)
-        self.plain_blocks = config.plain_blocks
+        self.first_head_block = config.first_head_block
         self.fusion_layers = config.fusion_layers
+        blocks = [*trunk.resblocks, *head.resblocks]
+        self.layers = nn.ModuleList(
+            SplitLayer(block, u_is_read=i < len(blocks) or i in config.fusion_layers)
+            if isinstance(block, SplitBlock)
+            else PlainLayer(block)
+            for i, block in enumerate(blocks, start=1)
+        )
         self.normalise = Normalise(size, CLIP_MEAN, CLIP_STD)
         self.shrink = Shrink((size.height, size.width), config.clip_input_scale)
         self.register_buffer("position", trunk.positions(self.grid), persistent=False)
@@ -118,37 +167,24 @@ class ClipImageEncoder(nn.Module):
         return tokens
 
     def encode(self, tokens: Tensor) -> ClipFeatures:
-        """Run all blocks. Only the patches' rows of s are ever read, so only those are computed; the last block's u is
-        computed only when a fusion layer reads it."""
-        u = tokens
-        s = tokens[:, 1:]
+        """Tokens (B, 1 + h·w, C) through all blocks."""
+        u, s = tokens, tokens[:, 1:]
         cls = tokens[:, :1]
-        keys, values, features = [], [], {}
-        trunk_blocks = len(self.trunk.resblocks)
-        blocks = [*self.trunk.resblocks, *self.head.resblocks]
-        for i, block in enumerate(blocks):
-            y = block.ln_1(u)
-            if i < self.plain_blocks:
-                u = u + packed_attention(block.attn, y, y, y)
-                u = u + block.mlp(block.ln_2(u))
+        keys, values, fusion = [], [], {}
+        for i, layer in enumerate(self.layers):
+            if i == self.first_head_block:
+                cls = u[:, :1]
+            if isinstance(layer, PlainLayer):
+                u = layer(u)
                 s = u[:, 1:]
             else:
-                u_is_read = i + 1 < len(blocks) or i + 1 in self.fusion_layers
-                if u_is_read:
-                    q, k, v = block.attn.project(y)
-                    u = u + block.attn.proj(merge_heads(attend(q, k, v)))
-                    u = u + block.mlp(block.ln_2(u))
-                else:
-                    k, v = block.attn.project_keys_values(y)
-                s = s + block.attn.proj(merge_heads(attend(v[:, :, 1:], v, v)))
-                if i >= trunk_blocks:
-                    keys.append(k[:, :, 1:])
-                    values.append(v[:, :, 1:])
-            if i + 1 == trunk_blocks:
-                cls = u[:, :1]
+                u, s, key, value = layer(u, s)
+                if i >= self.first_head_block:
+                    keys.append(key)
+                    values.append(value)
             if i + 1 in self.fusion_layers:
-                features[i + 1] = self._as_map(u[:, 1:])
-        first, second, third = (features[layer] for layer in self.fusion_layers)
+                fusion[i + 1] = self._as_map(u[:, 1:])
+        first, second, third = (fusion[layer] for layer in self.fusion_layers)
         return ClipFeatures(
             fusion=(first, second, third),
             cls=cls,

@@ -95,9 +95,7 @@ class EBSeg(nn.Module):
 
     def open_vocab_head(self) -> OpenVocabHead:
         config = self.config
-        return OpenVocabHead(
-            alpha=config.alpha, beta=config.beta, gamma=config.gamma, logit_scale=self.logit_scale
-        )
+        return OpenVocabHead(alpha=config.alpha, beta=config.beta, gamma=config.gamma, logit_scale=self.logit_scale)
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.ov_classifier)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ class Mlp(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, depth: int = 3) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (depth - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def hidden(self, x: Tensor) -> Tensor:
         """All layers but the last, ReLU after each."""

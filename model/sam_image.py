@@ -33,7 +33,9 @@ class SamBackbone(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         side = config.image_size // config.patch
-        self.patch_embed = PatchEmbed((config.patch, config.patch), (config.patch, config.patch), embed_dim=config.width)
+        self.patch_embed = PatchEmbed(
+            (config.patch, config.patch), (config.patch, config.patch), embed_dim=config.width
+        )
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, config.width))
         self.blocks = nn.ModuleList(
             Block(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import causal_bias, packed_attention
+from .attention import causal_bias
+from .clip_image import PlainLayer
 from .config import EbsegConfig
 
 
@@ -37,6 +38,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
         self.tower = tower
+        self.layers = nn.ModuleList(PlainLayer(block) for block in tower.transformer.resblocks)  # type: ignore[union-attr]
         length = tower.positional_embedding.shape[0]
         self.register_buffer("places", torch.arange(length, dtype=torch.int32), persistent=False)
 
@@ -44,10 +46,8 @@ class TextEncoder(nn.Module):
         """(T, 77) int32 -> (T, D). The end-of-text token is the largest id; its output is the prompt's embedding."""
         tower = self.tower
         x = F.embedding(tokens, tower.token_embedding.weight) + tower.positional_embedding
-        for block in tower.transformer.resblocks:  # type: ignore[union-attr]
-            y = block.ln_1(x)
-            x = x + packed_attention(block.attn, y, y, y, tower.attn_mask)
-            x = x + block.mlp(block.ln_2(x))
+        for layer in self.layers:
+            x = layer(x, tower.attn_mask)
         end = tokens.float().argmax(dim=1, keepdim=True)
         pick = (self.places == end).to(x.dtype)  # (T, 77), one 1 per row
         chosen = (pick[:, None] @ x)[:, 0]

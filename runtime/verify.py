@@ -1,0 +1,115 @@
+"""Check a bundle against what PyTorch gave when it was exported: on the device, without PyTorch.
+
+The bundle carries the outputs of every graph for one picture per canvas. The whole chain runs again, each graph on
+what the graphs before it gave, and every output is held against its reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..contract import GRAPH_NAMES, ReferenceRecord, Size, sample_axes
+from ..errors import BundleError
+from .backends.base import Backend
+from .bundle import Bundle
+from .parity import CHAIN_TOLERANCES, QUERY_OUTPUTS, TOLERANCES, deviation
+
+Array = npt.NDArray[Any]
+_EXPECTED = "expected."
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedOutput:
+    """One output of one graph on one canvas."""
+
+    graph: str
+    size: Size
+    precision: str
+    output: str
+    largest: float
+    """Largest |difference|."""
+    relative: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= self.tolerance
+
+
+def verify_bundle(
+    bundle: Bundle, backend: Backend, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[VerifiedOutput]:
+    """Run every graph of every size and precision on the bundle's reference pictures.
+
+    Args:
+        bundle: opened with its hashes checked.
+        backend: what to run the graphs with.
+
+    Returns:
+        One entry per output; the caller decides what to do with those that did not pass.
+
+    Raises:
+        BundleError: the bundle carries no references, or one cannot be read.
+        BackendError: a graph cannot be opened or run.
+    """
+    references = bundle.manifest.references
+    if not references:
+        raise BundleError(f"bundle {bundle.source}: no references to verify against", cure="export it again")
+    total = len(references) * len(bundle.precisions) * len(GRAPH_NAMES)
+    outputs: list[VerifiedOutput] = []
+    done = 0
+    for reference in references:
+        tensors = _read_reference(bundle, reference)
+        for precision in bundle.precisions:
+            for found in _run_chain(bundle, backend, reference.size, precision, tensors):
+                outputs += found
+                done += 1
+                progress(done, total)
+    return outputs
+
+
+def _read_reference(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
+    path = bundle.file(reference.file)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"bundle {bundle.source}: {reference.file}: {error}", cure="export it again") from error
+
+
+def _run_chain(
+    bundle: Bundle, backend: Backend, size: Size, precision: str, reference: dict[str, Array]
+) -> Iterator[list[VerifiedOutput]]:
+    """One graph after another, opened and closed in turn: no more memory than the largest needs."""
+    tensors = {name: array for name, array in reference.items() if not name.startswith(_EXPECTED)}
+    for name in GRAPH_NAMES:
+        record = bundle.graph(name, size, precision)
+        graph = backend.open(bundle.file(record.file), spec=record.spec, name=name)
+        try:
+            got = backend.run(graph, {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs})
+        finally:
+            backend.close(graph)
+        tensors.update(got)
+        yield [_judge(name, size, precision, output, array, reference) for output, array in got.items()]
+
+
+def _judge(
+    graph: str, size: Size, precision: str, output: str, array: Array, reference: dict[str, Array]
+) -> VerifiedOutput:
+    expected = reference[_EXPECTED + output]
+    found = deviation(output, np.asarray(array)[sample_axes(array.shape)], expected)
+    return VerifiedOutput(
+        graph=graph,
+        size=size,
+        precision=precision,
+        output=output,
+        largest=found.largest,
+        relative=found.relative,
+        tolerance=(CHAIN_TOLERANCES if output in QUERY_OUTPUTS else TOLERANCES)[precision],
+    )
