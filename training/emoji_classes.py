@@ -51,9 +51,7 @@ NEAR_CLASSES: tuple[tuple[str, ...], ...] = (
 
 def _things() -> tuple[EmojiClass, ...]:
     pairs = [entry.strip().rsplit(" ", 1) for entry in _THINGS.split(",")]
-    return tuple(
-        EmojiClass(name=name, emoji=emoji, seen=index % 3 != 2) for index, (name, emoji) in enumerate(pairs)
-    )
+    return tuple(EmojiClass(name=name, emoji=emoji, seen=index % 3 != 2) for index, (name, emoji) in enumerate(pairs))
 
 
 THINGS: tuple[EmojiClass, ...] = _things()

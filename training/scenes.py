@@ -74,9 +74,7 @@ class SceneSource:
         return compose(rng, self.sprites, self.textures, config)
 
 
-def compose(
-    rng: np.random.Generator, sprites: SpriteBank, textures: NDArray[np.uint8], config: SceneConfig
-) -> Scene:
+def compose(rng: np.random.Generator, sprites: SpriteBank, textures: NDArray[np.uint8], config: SceneConfig) -> Scene:
     """Paint a background, put objects on it, then disturb the whole picture."""
     image, labels = _background(rng, textures, config)
     canvas = Image.fromarray(image)
@@ -95,9 +93,7 @@ def compose(
         alpha = np.asarray(sprite.getchannel("A")) >= 128
         rows = slice(max(top, 0), min(top + sprite.height, config.side))
         columns = slice(max(left, 0), min(left + sprite.width, config.side))
-        shape[rows, columns] = alpha[
-            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
+        shape[rows, columns] = alpha[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         covered = np.bincount(owner[shape & (owner >= 0)], minlength=len(areas))
         if any(covered[each] > _MOST_COVERED * areas[each] for each in range(len(areas))):
             continue
@@ -140,7 +136,7 @@ def _texture(rng: np.random.Generator, variants: NDArray[np.uint8], config: Scen
     if config.difficulty >= 1:
         return patch
     # the mean colour remains, so that stuff can be told from the first step on
-    mean = source.mean((0, 1), dtype=np.float32)
+    mean = source[::8, ::8].mean((0, 1), dtype=np.float32)
     contrast = np.float32(0.1 + 0.9 * config.difficulty)
     return (mean + (patch - mean) * contrast).astype(np.uint8)
 
