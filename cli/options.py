@@ -57,7 +57,11 @@ def engine_options(command: Command) -> Command:
     return _decorate(
         command,
         click.option("--backend", default="auto", show_default=True, help="Execution engine; auto picks one."),
-        click.option("--threads", type=click.IntRange(min=1), help="Threads inside one operator; the engine decides."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="Threads inside one operator; the engine's own choice by default.",
+        ),
         click.option("--precision", help="Which of the bundle's precisions; its first by default."),
     )
 

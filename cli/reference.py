@@ -28,10 +28,9 @@ def reference() -> str:
 
 
 def _sections(command: click.Command, path: str, parent: click.Context | None) -> Iterator[str]:
-    context = click.Context(
-        command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
-    )
-    # click's own order of look-up for the width is the context's first, so the terminal at hand has no say.
+    # The width is ours and not the terminal's, so that the text is the same everywhere.
+    widths = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = command.make_context(path.rpartition(" ")[2], [], parent, resilient_parsing=True, **widths)
     yield f"## {path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
