@@ -31,6 +31,9 @@ AMERICAN_SPELLING = {
 TYPO_LETTERS = 8
 """Shortest word in which one changed letter counts as a slip: below it, house/horse and speaker/sneaker abound."""
 
+GROUP = 8
+"""Names before it that a name is compared with, in a group that shares all letters but one."""
+
 
 def near_duplicates(entries: Sequence[ClassEntry]) -> tuple[tuple[str, str], ...]:
     """Pairs of classes that name nearly the same thing, in label order.
@@ -72,13 +75,14 @@ def _one_slip(entries: Sequence[ClassEntry]) -> Iterator[tuple[int, int]]:
             shortened[variant].append(index)
     for indices in shortened.values():
         for place, second in enumerate(indices):
-            for first in indices[max(0, place - 8) : place]:  # so alike they come in small groups
+            # Real groups are small; the limit keeps a list of thousands of near-equal names linear, too.
+            for first in indices[max(0, place - GROUP) : place]:
                 if first != second and OSA.distance(" ".join(spelled[first]), " ".join(spelled[second])) == 1:
                     yield first, second
 
 
 def _with_a_letter_less(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    found = {parts} if any(len(part) >= TYPO_LETTERS for part in parts) else set()
+    found = {parts}
     for place, part in enumerate(parts):
         if len(part) >= TYPO_LETTERS:
             shorter = {part[:cut] + part[cut + 1 :] for cut in range(len(part))}

@@ -223,6 +223,10 @@ class _TextEncoder:
         if self._graph is None:
             path = self._bundle.file(self._record.file)
             self._graph = self._backend.open(path, spec=self._record.spec, name=TEXT_ENCODER)
+        if isinstance(self._record.spec.inputs[0].shape[1], str):
+            # A graph of dynamic length: attention is causal, so what follows the end of text (the largest id) changes
+            # nothing. Prompts of 10 to 20 tokens instead of 77 take a quarter of the time.
+            tokens = np.ascontiguousarray(tokens[:, : int(tokens.argmax(axis=1).max()) + 1])
         embeddings: NDArray[np.float32] = self._backend.run(self._graph, {"tokens": tokens})["prompt_embeddings"]
         return embeddings
 
@@ -271,11 +275,13 @@ def _warn_of_cut_names(
     entries: Sequence[ClassEntry], templates: Sequence[str], tokenizer: ClipTokenizer, warn: Callable[[str], None]
 ) -> None:
     longest = max(templates, key=len)
-    # No token stands for less than one byte of text, so only long names can fill the context.
-    long = [entry.name for entry in entries if len((longest + entry.name).encode()) >= tokenizer.context_length]
+    # A token stands for a byte at least, and cleaning less than doubles the bytes: short names need no look.
+    long = [entry.name for entry in entries if 2 * len((longest + entry.name).encode()) >= tokenizer.context_length]
     for name, tokens in zip(long, tokenizer.encode(longest.replace("{}", name) for name in long), strict=True):
         if tokens[-1]:
-            warn(f"{name[:40]!r}… fills the text encoder's {tokenizer.context_length} tokens: the rest is not read")
+            warn(
+                f"{name[:40]!r}… fills the text encoder's {tokenizer.context_length} tokens: what is beyond is not read"
+            )
 
 
 def _warn(message: str) -> None:
