@@ -7,13 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-_lock = threading.Lock()
-_users = 0
-_limiter: Any = None
+_held = threading.Lock()
 
 
 def usable_cores() -> int:
@@ -25,24 +22,20 @@ def usable_cores() -> int:
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Keep numpy's matrix products on the calling thread.
+    """Keep numpy's matrix products on the calling thread, for work that is spread over threads of ours.
 
-    For work that is spread over threads of ours: BLAS threads on top of them make small products fifty times slower
-    on two cores, because they spin while they wait. Holds for the whole process; the last user to leave undoes it.
+    BLAS threads on top of those make small products many times slower, because they spin while they wait. The limit
+    holds for the whole process until the thread that set it leaves. One thread sets it at a time: others that enter
+    meanwhile find it set, and may be slower for the rest if it is lifted before they leave. Never wrong, at worst slow.
     """
-    global _users, _limiter
-    with _lock:
-        if _users == 0:
-            _limiter = _controller().limit(limits=1, user_api="blas")
-        _users += 1
-    try:
+    if not _held.acquire(blocking=False):
         yield
+        return
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limiter.restore_original_limits()
-                _limiter = None
+        _held.release()
 
 
 @cache
