@@ -69,6 +69,10 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[ClassEntry, ...]:
         VocabularyError: the file cannot be read or decoded, or what `check_classes` refuses.
     """
     path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        raise VocabularyError(
+            f"class file {path}: a vocabulary, encoded already", cure="use it as it is, or give a text or JSON file"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -225,7 +225,7 @@ class _TextEncoder:
             self._graph = self._backend.open(path, spec=self._record.spec, name=TEXT_ENCODER)
         if isinstance(self._record.spec.inputs[0].shape[1], str):
             # A graph of dynamic length: attention is causal, so what follows the end of text (the largest id) changes
-            # nothing. Prompts of 10 to 20 tokens instead of 77 take a quarter of the time.
+            # nothing. Of 77 tokens most names need 12 to 20: a seventh of the time.
             tokens = np.ascontiguousarray(tokens[:, : int(tokens.argmax(axis=1).max()) + 1])
         embeddings: NDArray[np.float32] = self._backend.run(self._graph, {"tokens": tokens})["prompt_embeddings"]
         return embeddings

@@ -88,6 +88,8 @@ def test_json_file_with_a_fault(content: str, message: str, tmp_path: Path) -> N
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match="No such file"):
         read_classes(tmp_path / "none.txt")
+    with pytest.raises(VocabularyError, match=r"words.safetensors: a vocabulary, encoded already"):
+        read_classes("words.safetensors")
     with pytest.raises(VocabularyError, match="directory"):
         read_classes(tmp_path)
     latin = tmp_path / "latin.txt"
