@@ -102,8 +102,10 @@ class ClipStage:
 
     def config_values(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
-        return {**values, "levels": [{**level, "objects": list(level["objects"]),
-                                      "object_side": list(level["object_side"])} for level in values["levels"]]}  # fmt: skip
+        levels = [
+            {name: list(v) if isinstance(v, tuple) else v for name, v in level.items()} for level in values["levels"]
+        ]
+        return {**values, "levels": levels}
 
     def finished(self, step: int) -> bool:
         return self.level >= len(self.config.levels)
@@ -145,9 +147,9 @@ class ClipStage:
     def _set_trainable(self, level: Level) -> None:
         clip = self.model.clip
         for module in (clip.token_embedding, clip.transformer, clip.ln_final):
-            module.requires_grad_(level.text)  # type: ignore[operator]
+            module.requires_grad_(level.text)
         for parameter in (clip.positional_embedding, clip.text_projection):
-            parameter.requires_grad_(level.text)  # type: ignore[operator]
+            parameter.requires_grad_(level.text)
 
     def _set_learning_rate(self, step: int) -> float:
         """Warm-up, constant, and a half cosine to 2 % over the last level."""

@@ -7,6 +7,8 @@ the text tower collapses (all classes at cosine 0.9999). After training the norm
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from ..model.preprocess import CLIP_MEAN, CLIP_STD
 from .prompts import encode_text
 
 
-def clip_towers(config: ClipConfig) -> nn.Module:
+def clip_towers(config: ClipConfig) -> Any:
     """open_clip's CLIP with random weights, of the given widths."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -34,13 +36,14 @@ def clip_towers(config: ClipConfig) -> nn.Module:
         heads=config.text_heads,
         layers=config.text_layers,
     )
-    clip: nn.Module = CLIP(config.embedding_dim, vision, text, quick_gelu=True)
-    return clip
+    return CLIP(config.embedding_dim, vision, text, quick_gelu=True)
 
 
 class ContrastiveClip(nn.Module):
     """Towers and normalisers."""
 
+    clip: Any
+    """open_clip's CLIP."""
     mean: Tensor
     std: Tensor
 
@@ -69,31 +72,26 @@ class ContrastiveClip(nn.Module):
             (B, 1 + h·w, C), CLS first, after ln_post.
         """
         visual = self.clip.visual
-        patches = visual.conv1((images.float() - self.mean) / self.std)  # type: ignore[union-attr, operator]
+        patches = visual.conv1((images.float() - self.mean) / self.std)
         height, width = patches.shape[2:]
-        positions = visual.positional_embedding  # type: ignore[union-attr]
-        window = positions[
-            1:
-        ].reshape(
-            self.grid, self.grid, -1
-        )[  # type: ignore[index, union-attr]
-            corner[0] : corner[0] + height, corner[1] : corner[1] + width
-        ]
-        cls = (visual.class_embedding + positions[0]).expand(len(images), 1, -1)  # type: ignore[union-attr, operator, index]
+        positions = visual.positional_embedding
+        grid = positions[1:].reshape(self.grid, self.grid, -1)
+        window = grid[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
+        cls = (visual.class_embedding + positions[0]).expand(len(images), 1, -1)
         x = torch.cat((cls, patches.flatten(2).transpose(1, 2) + window.flatten(0, 1)), dim=1)
-        output: Tensor = visual.ln_post(visual.transformer(visual.ln_pre(x)))  # type: ignore[union-attr, operator]
+        output: Tensor = visual.ln_post(visual.transformer(visual.ln_pre(x)))
         return output
 
     def encode_images(self, images: Tensor, corner: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, D) of the pictures: CLS's, and the mean of the patches'."""
         tokens = self.tokens(images, corner)
-        both = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1))) @ self.clip.visual.proj  # type: ignore[union-attr, operator]
+        both = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1))) @ self.clip.visual.proj
         cls, pooled = F.normalize(self.image_norm(both.float()), dim=-1).chunk(2)
         return cls, pooled
 
     def embed_plain(self, images: Tensor, corner: tuple[int, int] = (0, 0)) -> Tensor:
         """CLS's unit embeddings without the norms: what a CLIP with folded weights gives. (B, D)."""
-        cls = self.tokens(images, corner)[:, 0] @ self.clip.visual.proj  # type: ignore[union-attr, operator]
+        cls = self.tokens(images, corner)[:, 0] @ self.clip.visual.proj
         return F.normalize(cls.float(), dim=-1)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ class ContrastiveClip(nn.Module):
     @property
     def scale(self) -> Tensor:
         """Factor from cosine to logit, at most 100 as in CLIP."""
-        scale: Tensor = self.clip.logit_scale.clamp(max=4.6052).exp()  # type: ignore[operator, union-attr]
+        scale: Tensor = self.clip.logit_scale.clamp(max=4.6052).exp()
         return scale
 
 
@@ -119,7 +117,8 @@ def folded(model: ContrastiveClip) -> dict[str, Tensor]:
         (model.image_norm, "visual.ln_post.bias", "visual.proj"),
         (model.text_norm, "ln_final.bias", "text_projection"),
     ):
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         weight = state[projection].double()
         shift = torch.linalg.lstsq(weight.T, -norm.running_mean.double(), driver="gelsd").solution
         sigma = (norm.running_var.double() + norm.eps).sqrt()

@@ -144,7 +144,7 @@ def integrity(path: Path) -> str:
 
 
 def read_members(tarball: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The files of an npm tarball whose path (without the leading `package/`) is wanted; read in memory, never unpacked."""
+    """Files of an npm tarball by path (without the leading `package/`); read in memory, never unpacked."""
     found = {}
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:

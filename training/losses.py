@@ -6,7 +6,7 @@ Source: EBSeg (CVPR 2024); the mask losses are Mask2Former's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ class LossConfig:
     points: int = 112 * 112
     oversample: float = 3.0
     importance: float = 0.75
-    costs: MatchCosts = MatchCosts()
+    costs: MatchCosts = field(default_factory=MatchCosts)
 
 
 class Supervised(NamedTuple):

@@ -16,7 +16,7 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters: no decay for embeddings, positions, norms' and one-dimensional ones."""
+    """AdamW over what trains; no decay for embeddings, positions, norms and other one-dimensional parameters."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -31,5 +31,5 @@ def adamw(
 
 def poly_rate(step: int, *, base: float, steps: int, power: float = 0.9, warmup: int = 0) -> float:
     """Learning rate of `step`: base · (1 − step/steps)^power, after a linear warm-up."""
-    rate = base * (1 - min(step, steps) / steps) ** power
+    rate = base * float((1 - min(step, steps) / steps) ** power)
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ..contract import VILD_TEMPLATES
 from ..model.text import TextEncoder
+
 
 def prompt_tokens(names: Sequence[str], templates: Sequence[str] = VILD_TEMPLATES) -> Tensor:
     """(templates, names, L) int64: token ids, cut after the longest prompt's end-of-text.
@@ -21,22 +23,23 @@ def prompt_tokens(names: Sequence[str], templates: Sequence[str] = VILD_TEMPLATE
 
     tokens = open_clip.tokenize([template.format(name) for template in templates for name in names])
     longest = int((tokens != 0).sum(1).max())
-    return tokens[:, :longest].reshape(len(templates), len(names), longest)
+    table: Tensor = tokens[:, :longest].reshape(len(templates), len(names), longest)
+    return table
 
 
-def encode_text(clip: torch.nn.Module, tokens: Tensor) -> Tensor:
+def encode_text(clip: Any, tokens: Tensor) -> Tensor:
     """open_clip's `encode_text` for token rows shorter than the context: (T, L) -> (T, D), not normalised."""
     length = tokens.shape[1]
-    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # type: ignore[operator, index]
-    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])  # type: ignore[operator, index]
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
     end = x[torch.arange(len(tokens)), tokens.argmax(1)]
-    embeddings: Tensor = clip.ln_final(end) @ clip.text_projection  # type: ignore[operator]
+    embeddings: Tensor = clip.ln_final(end) @ clip.text_projection
     return embeddings
 
 
 @torch.no_grad()
 def class_embeddings(encoder: TextEncoder, names: Sequence[str]) -> Tensor:
-    """(N, D) unit rows: the mean over the templates of each name's unit prompt embeddings, as vocabularies have them."""
+    """(N, D) unit rows: the mean over the templates of each name's unit prompt embeddings, as in vocabularies."""
     import open_clip
 
     rows = []

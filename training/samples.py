@@ -41,7 +41,7 @@ class Samples(Protocol):
 
 def masks_of(labels: Tensor, classes: int) -> Targets:
     """One mask for each class that occurs: (H, W) integer labels, values from `classes` on ignored -> Targets."""
-    present = labels.unique()
+    present = torch.unique(labels)
     present = present[present < classes]
     return Targets(classes=present.long(), masks=(labels == present[:, None, None]).float())
 
@@ -106,7 +106,9 @@ class FolderSamples:
         self.crop = crop or CropConfig()
         self.seed = seed
         if not images.is_dir() or not labels.is_dir():
-            raise InputError(f"{images}, {labels}: not both are folders", cure="give the images' and the labels' folder")
+            raise InputError(
+                f"{images}, {labels}: not both are folders", cure="give the images' and the labels' folder"
+            )
         pictures = sorted(p for p in images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not pictures:
             raise InputError(f"{images}: no .jpg or .png in it", cure="give the folder that holds the pictures")

@@ -130,7 +130,7 @@ def _background(
 def _texture(rng: np.random.Generator, variants: NDArray[np.uint8], config: SceneConfig) -> NDArray[np.uint8]:
     source = variants[int(rng.integers(len(variants)))]
     top, left = (int(rng.integers(source.shape[0] - config.side + 1)) for _ in range(2))
-    patch = source[top : top + config.side, left : left + config.side]
+    patch: NDArray[np.uint8] = source[top : top + config.side, left : left + config.side]
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
     if config.difficulty >= 1:
@@ -138,7 +138,8 @@ def _texture(rng: np.random.Generator, variants: NDArray[np.uint8], config: Scen
     # the mean colour remains, so that stuff can be told from the first step on
     mean = source[::8, ::8].mean((0, 1), dtype=np.float32)
     contrast = np.float32(0.1 + 0.9 * config.difficulty)
-    return (mean + (patch - mean) * contrast).astype(np.uint8)
+    flattened: NDArray[np.uint8] = (mean + (patch - mean) * contrast).astype(np.uint8)
+    return flattened
 
 
 def _vary(rng: np.random.Generator, sprite: Image.Image, config: SceneConfig) -> Image.Image:

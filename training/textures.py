@@ -7,7 +7,7 @@ two variants are alike. Deterministic from the generator.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +17,38 @@ from .emoji_classes import STUFF_NAMES
 
 Texture: TypeAlias = NDArray[np.uint8]
 """(side, side, 3) RGB."""
-_Field: TypeAlias = NDArray[np.float32]
+_Field: TypeAlias = NDArray[np.floating[Any]]
 
 
 def noise(rng: np.random.Generator, side: int, cells: tuple[int, int]) -> _Field:
     """Smooth noise in 0..1: random values on a (rows, columns) grid, enlarged bicubically to (side, side)."""
     grid = rng.random(cells, dtype=np.float32)
-    picture = Image.fromarray(grid, mode=None).resize((side, side), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(picture), 0, 1)
+    picture = Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
+    clipped: _Field = np.clip(np.asarray(picture), 0, 1)
+    return clipped
 
 
 def _octaves(rng: np.random.Generator, side: int, *cells: int) -> _Field:
     """Sum of noises, each half as strong as the one before, scaled to a maximum of 1."""
-    field = np.zeros((side, side), np.float32)
+    field: _Field = np.zeros((side, side), np.float32)
     for octave, count in enumerate(cells):
         field += noise(rng, side, (count, count)) * 0.5**octave
-    return field / np.float32(2 - 0.5 ** (len(cells) - 1))
+    total: _Field = field / np.float32(2 - 0.5 ** (len(cells) - 1))
+    return total
 
 
 def _mix(dark: tuple[int, int, int], light: tuple[int, int, int], amount: _Field) -> _Field:
-    low, high = np.float32(dark), np.float32(light)
-    return low + (high - low) * np.clip(amount, 0, 1)[..., None]
+    low, high = np.asarray(dark, np.float32), np.asarray(light, np.float32)
+    mixed: _Field = low + (high - low) * np.clip(amount, 0, 1)[..., None]
+    return mixed
 
 
 def _sky(rng: np.random.Generator, side: int) -> _Field:
     height = np.linspace(0, 1, side, dtype=np.float32)[:, None] * np.ones((1, side), np.float32)
     base = _mix((70, 135, 220), (175, 215, 245), height)
     clouds = np.clip(_octaves(rng, side, 3, 7, 15) * 3.2 - 1.7, 0, 0.9)[..., None]
-    return base * (1 - clouds) + 250 * clouds
+    clouded: _Field = base * (1 - clouds) + 250 * clouds
+    return clouded
 
 
 def _grass(rng: np.random.Generator, side: int) -> _Field:
@@ -55,7 +59,8 @@ def _grass(rng: np.random.Generator, side: int) -> _Field:
 def _water(rng: np.random.Generator, side: int) -> _Field:
     ripples = noise(rng, side, (side // 6, side // 40))
     crests = np.clip(ripples * 3 - 1.9, 0, 0.7)[..., None]
-    return _mix((10, 80, 130), (40, 140, 180), _octaves(rng, side, 3, 6)) * (1 - crests) + 235 * crests
+    crested: _Field = _mix((10, 80, 130), (40, 140, 180), _octaves(rng, side, 3, 6)) * (1 - crests) + 235 * crests
+    return crested
 
 
 def _sand(rng: np.random.Generator, side: int) -> _Field:

@@ -1,0 +1,139 @@
+"""The three stages put together for nano: which data, which weights from which run folder, which config.
+
+A run folder holds a folder per stage, each with config.json, last.pt and the history:
+
+    RUN/clip  →  RUN/distill  →  RUN/ebseg  →  ebseg-nano.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..model.config import EBSEG_NANO, EbsegConfig
+from ..model.ebseg import EBSeg
+from .checkpoints import LAST, read_checkpoint
+from .clip_stage import ClipStage, ClipStageConfig
+from .clip_weights import install_clip
+from .contrastive import ContrastiveClip, folded, statistics
+from .distill_stage import DistillStage, DistillStageConfig
+from .ebseg_stage import EbsegStage, nano_stage
+from .emoji_classes import CLASS_NAMES
+from .initialise import initialise
+from .prompts import class_embeddings, prompt_tokens
+from .samples import EmojiSamples
+from .scenes import SceneConfig, SceneSource, batch
+from .sprites import TRAIN_ARTISTS, load_sprites
+
+STAGES = ("clip", "distill", "ebseg")
+_STATISTICS_BATCHES = 8
+
+
+def training_scenes(cache: Path | None = None, *, seed: int = 0) -> SceneSource:
+    """The training split, by the training artists."""
+    return SceneSource(sprites=load_sprites(cache, artists=TRAIN_ARTISTS), split="train", seed=seed)
+
+
+def clip_stage(source: SceneSource, config: ClipStageConfig | None = None) -> ClipStage:
+    """Stage 1 for nano."""
+    return ClipStage(config or ClipStageConfig(clip=EBSEG_NANO.clip), source)
+
+
+def trained_clip(folder: Path, source: SceneSource, model: EbsegConfig = EBSEG_NANO) -> ContrastiveClip:
+    """Stage 1's result with its norms folded into the weights, which are then plain CLIP's.
+
+    Args:
+        folder: of stage 1.
+        source: scenes on which the norms' statistics are taken anew, with the final weights.
+        model: whose CLIP it is.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of another model.
+    """
+    content = read_checkpoint(folder / LAST)
+    if content["stage"] != ClipStage.name:
+        raise CheckpointError(
+            f"{folder}: holds stage {content['stage']!r}, wanted 'clip'", cure="give stage 1's folder"
+        )
+    if content["config"]["clip"] != dataclasses.asdict(model.clip):
+        raise CheckpointError(f"{folder}: a CLIP of another shape than {model.name}'s", cure="train stage 1 anew")
+    trained = ContrastiveClip(model.clip)
+    trained.load_state_dict(content["state"]["model"])
+    scene = SceneConfig(side=160, objects=(2, 4))
+    first = 1 << 38  # scenes no stage trains on
+    pictures = [
+        torch.from_numpy(batch(source, range(first + i * 32, first + (i + 1) * 32), scene)[0])
+        for i in range(_STATISTICS_BATCHES)
+    ]
+    statistics(trained, pictures, prompt_tokens(CLASS_NAMES).flatten(0, 1))
+    plain = ContrastiveClip(model.clip).eval()
+    plain.clip.load_state_dict(folded(trained))
+    return plain
+
+
+def distill_stage(
+    clip_folder: Path, source: SceneSource, config: DistillStageConfig | None = None, model: EbsegConfig = EBSEG_NANO
+) -> DistillStage:
+    """Stage 2 for nano, from stage 1's folder."""
+    teacher = trained_clip(clip_folder, source, model)
+    student = EBSeg(model)
+    install_clip(student, teacher.clip.state_dict())
+    text = class_embeddings(student.text_encoder(), CLASS_NAMES)
+    return DistillStage(config or DistillStageConfig(), student, teacher, source, text)
+
+
+def ebseg_stage(
+    distill_folder: Path,
+    source: SceneSource,
+    *,
+    steps: int,
+    seed: int = 0,
+    structure: float = 10.0,
+    model: EbsegConfig = EBSEG_NANO,
+) -> EbsegStage:
+    """Stage 3 for nano, from stage 2's folder.
+
+    Args:
+        distill_folder: of stage 2.
+        source: the training scenes; only seen things are drawn from it.
+        steps: of the poly schedule.
+        seed: of initial weights, scenes and sampled points.
+        structure: weight of SSC; 0 trains without.
+        model: the variant.
+    """
+    content = read_checkpoint(distill_folder / LAST)
+    if content["stage"] != DistillStage.name:
+        raise CheckpointError(
+            f"{distill_folder}: holds stage {content['stage']!r}, wanted 'distill'", cure="give stage 2's folder"
+        )
+    network = EBSeg(model)
+    load_weights(network, content["state"]["model"], str(distill_folder), clip_only=True)
+    initialise(network, seed, sam=True)
+    samples = EmojiSamples(source, seed=seed)
+    text = class_embeddings(network.text_encoder(), samples.names)
+    return EbsegStage(nano_stage(model, steps=steps, seed=seed, structure=structure), network, samples, text)
+
+
+def trained_model(folder: Path, model: EbsegConfig = EBSEG_NANO) -> EBSeg:
+    """The network of a stage 2 or 3 folder, ready for inference."""
+    network = EBSeg(model)
+    load_weights(network, read_checkpoint(folder / LAST)["state"]["model"], str(folder))
+    return network.requires_grad_(False).eval()
+
+
+def load_weights(network: EBSeg, state: dict[str, Tensor], source: str, *, clip_only: bool = False) -> None:
+    """Copy tensors by name; of CLIP's towers alone, if told, which is what stage 2 hands on."""
+    if clip_only:
+        homes = ("clip_visual_extractor.", "clip_rec_head.", "ov_classifier.")
+        state = {name: tensor for name, tensor in state.items() if name.startswith(homes)}
+    try:
+        network.load_state_dict(state, strict=not clip_only)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{source}: weights of another config ({str(error).splitlines()[-1].strip()[:120]})",
+            cure=f"train it with {network.config.name}'s config of this release",
+        ) from error
