@@ -73,7 +73,7 @@ def command() -> None:
 @engine_options
 @output_options
 def build(bundle: Path, output: Path, as_json: bool, **how: Any) -> None:
-    """Encode class names with BUNDLE's text encoder.
+    """Encode class names with a bundle's text encoder.
 
     \b
     ebseg vocab build b.ebseg --classes "cat, red fox" -o pets.safetensors
@@ -90,9 +90,10 @@ def build(bundle: Path, output: Path, as_json: bool, **how: Any) -> None:
 @engine_options
 @output_options
 def add(vocabulary: Path, bundle: Path, output: Path, as_json: bool, **how: Any) -> None:
-    """Add classes to VOCABULARY, encoded by the BUNDLE it was made with.
+    """Add classes to a vocabulary.
 
-    Labels of the classes that were there stay the same; the added ones follow.
+    They are encoded by BUNDLE, which must be the one VOCABULARY was made with, or share its text
+    encoder. Labels of the classes that were there stay the same; the added ones follow.
     """
     from ..runtime.vocabulary import Vocabulary
 
@@ -107,7 +108,10 @@ def add(vocabulary: Path, bundle: Path, output: Path, as_json: bool, **how: Any)
 @click.argument("names", nargs=-1, required=True)
 @output_options
 def remove(vocabulary: Path, names: tuple[str, ...], output: Path, as_json: bool) -> None:
-    """Remove the classes NAMES from VOCABULARY. The labels of the classes after them move up."""
+    """Remove classes from a vocabulary.
+
+    The labels of the classes after them move up.
+    """
     from ..runtime.vocabulary import Vocabulary
 
     _write(Vocabulary.load(vocabulary).without(names), output, [], as_json)
@@ -118,7 +122,10 @@ def remove(vocabulary: Path, names: tuple[str, ...], output: Path, as_json: bool
 @click.option("--keep-first", is_flag=True, help="Of a name that comes again keep the first, instead of refusing it.")
 @output_options
 def merge(vocabularies: tuple[Path, ...], keep_first: bool, output: Path, as_json: bool) -> None:
-    """Put VOCABULARIES of one text encoder behind one another."""
+    """Put vocabularies of one text encoder together.
+
+    The labels of the first stay the same; the classes of the others follow.
+    """
     from ..runtime.vocabulary import Vocabulary
 
     parts = [Vocabulary.load(path) for path in vocabularies]
@@ -130,7 +137,7 @@ def merge(vocabularies: tuple[Path, ...], keep_first: bool, output: Path, as_jso
 @click.argument("bundle", required=False, type=VOCABULARY)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, on stdout.")
 def list_(bundle: Path | None, as_json: bool) -> None:
-    """List the benchmarks that can be built, and the vocabularies that come with BUNDLE."""
+    """List the benchmarks, and the vocabularies in BUNDLE."""
     from ..runtime.class_names import BENCHMARKS, benchmark_classes, load_benchmark
     from ..runtime.vocabulary_build import is_seen_class
     from .tables import print_json, print_table
@@ -158,9 +165,10 @@ def list_(bundle: Path | None, as_json: bool) -> None:
 @click.argument("source")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, on stdout.")
 def show(source: str, as_json: bool) -> None:
-    """Show the classes of SOURCE: a vocabulary, a class file (text or JSON) or a benchmark's name.
+    """Show a vocabulary's or a benchmark's classes.
 
-    The classes that --json gives can be saved as a class file, changed and built again.
+    SOURCE is a vocabulary, a class file (text or JSON) or a benchmark's name. The classes that --json
+    gives can be saved as a class file, changed and built again.
     """
     from ..runtime.vocabulary import Vocabulary
     from ..runtime.vocabulary_build import is_seen_class, resolve_source
