@@ -1,7 +1,7 @@
 """Read a bundle: the folder (or the zip of it) that holds a model's graphs, tokenizer and background embedding.
 
-Nothing of a bundle is used before its manifest is understood, every file it names is inside the bundle, of the size
-it says and, unless told otherwise, of the hash it says.
+Nothing of a bundle is used before its manifest is understood and found as it was written, and every file it names is
+inside the bundle, of the size it says and, unless told otherwise, of the hash it says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..contract import (
     GraphRecord,
     ModelSpec,
     Size,
+    seal_of,
 )
 from ..errors import BundleError
 from .archive import is_archive, unpack_archive
@@ -53,8 +54,8 @@ class Bundle:
 
         Args:
             path: a bundle's folder, or a .zip of it. A zip is unpacked once, into the cache folder, under its hash.
-            check_hashes: compare each file's sha256 with the manifest's. Without it only presence and size are
-                checked: for a bundle that was verified before.
+            check_hashes: compare each file's sha256 with the manifest's. Without it only the manifest's seal, presence
+                and size are checked: for a bundle that was verified before.
 
         Raises:
             BundleError: not a bundle, damaged, incomplete, or of a schema version this release cannot read.
@@ -82,6 +83,8 @@ class Bundle:
         bundle = cls(folder, read_manifest(folder, source), source=source)
         bundle._check_records()
         bundle._check_files()
+        if bundle.manifest.seal != seal_of(bundle.manifest):
+            raise BundleError(f"bundle {source}: {MANIFEST_NAME} was changed after it was written", cure=EXPORT_AGAIN)
         if check_hashes:
             changed = bundle.changed_files()
             if changed:
@@ -186,6 +189,7 @@ class Bundle:
                     raise self._fault(f"graph {name}{'' if size is None else f' for canvas {size}'} is missing")
         named = [manifest.text.background, manifest.text.tokenizer]
         named += [file for record in manifest.graphs for file in (record.file, record.weights) if file is not None]
+        named += [record.file for record in manifest.references]
         for relative in named:
             if relative not in manifest.files:
                 raise self._fault(f"{relative} is used but has no size and hash in `files`")

@@ -127,6 +127,28 @@ def test_canvas_that_is_no_multiple_of_32(tiny_bundle_copy: Path) -> None:
     assert "canvas 65x64: sides must be positive multiples of 32" in str(refusal(tiny_bundle_copy))
 
 
+@pytest.mark.parametrize("check_hashes", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["model"].update(alpha=0.5),
+        lambda manifest: manifest["provenance"].update(checkpoint="another"),
+        lambda manifest: manifest["graphs"][0]["parity"].update(clip_cls=0.0),
+        lambda manifest: manifest.pop("seal"),
+        lambda manifest: manifest.update(seal="0" * 64),
+    ],
+    ids=["alpha", "provenance", "parity", "no seal", "wrong seal"],
+)
+def test_manifest_edited_by_hand(tiny_bundle_copy: Path, change: Callable[..., object], check_hashes: bool) -> None:
+    change_manifest(tiny_bundle_copy, change)
+    assert "bundle.json was changed after it was written" in str(refusal(tiny_bundle_copy, check_hashes=check_hashes))
+
+
+def test_layout_of_the_manifest_is_not_sealed(tiny_bundle_copy: Path) -> None:
+    change_manifest(tiny_bundle_copy, lambda manifest: manifest)  # other white space, the same content
+    assert Bundle.open(tiny_bundle_copy).model.name == "ebseg-tiny"
+
+
 def test_changed_byte_names_the_file(tiny_bundle_copy: Path) -> None:
     name = "graphs/fp32/adab_decoder_64x64.onnx"
     path = tiny_bundle_copy / name
