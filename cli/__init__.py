@@ -26,7 +26,8 @@ VERBS = {
     "inspect": LazyVerb("ebseg_deploy.cli.inspect", "Show what is in a bundle, a vocabulary or an ONNX graph."),
     "verify": LazyVerb("ebseg_deploy.cli.verify", "Check a bundle's hashes and its graphs' numbers."),
     "doctor": LazyVerb("ebseg_deploy.cli.doctor", "Say what this machine can run, and what to install for the rest."),
-    "bench": LazyVerb("ebseg_deploy.cli.bench", "Measure a bundle: latency, memory, comparison."),
+    "bench": LazyVerb("ebseg_deploy.cli.bench", "Measure a bundle: latency, memory, accuracy, comparison."),
+    "train": LazyVerb("ebseg_deploy.cli.train", "Train EBSeg-nano on emoji scenes."),
 }
 
 EXTRAS = {
@@ -37,6 +38,9 @@ EXTRAS = {
     "segment_anything": "export",
     "torch": "export",
     "torchvision": "export",
+    "matplotlib": "train",
+    "resvg_py": "train",
+    "scipy": "train",
     "onnxruntime": "cpu",
 }
 """Module that may be missing -> the extra that brings it."""

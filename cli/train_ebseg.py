@@ -1,0 +1,38 @@
+"""`ebseg train ebseg`: stage 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .train_options import run_options, run_stage, set_threads
+
+
+@click.command()
+@run_options
+@click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True, help="Length of the schedule.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, scenes and sampled points.")
+@click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
+@click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
+def command(
+    folder: Path,
+    data: Path | None,
+    max_steps: int | None,
+    checkpoint_seconds: float,
+    threads: int | None,
+    as_json: bool,
+    steps: int,
+    seed: int,
+    ssc: float,
+    name: str,
+) -> None:
+    """Stage 3: EBSeg's own training on scenes of seen classes: matching, masks, A and B, SSC; CLIP stays frozen.
+
+    Needs stage 2.
+    """
+    from ..training.recipes import ebseg_stage, training_scenes
+
+    set_threads(threads)
+    stage = ebseg_stage(folder / "distill", training_scenes(data), steps=steps, seed=seed, structure=ssc)
+    run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)
