@@ -129,8 +129,8 @@ class _Scorer:
     """(H, h) bilinear weights."""
     columns: Matrix
     """(W, w) bilinear weights."""
-    tile_columns: tuple[tuple[int, int], ...]
-    """First and one-past-last mask column that each tile of a strip reads."""
+    tile_columns: npt.NDArray[np.intp]
+    """First and one-past-last mask column that each tile of a strip reads, one after the other: (2 T,)."""
 
     @classmethod
     def make(
@@ -150,7 +150,9 @@ class _Scorer:
             probabilities=np.ascontiguousarray(class_probabilities, dtype=np.float32),
             rows=rows,
             columns=columns,
-            tile_columns=tuple(support(columns[left : left + TILE]) for left in range(0, output_size[1], TILE)),
+            tile_columns=np.array(
+                [support(columns[left : left + TILE]) for left in range(0, output_size[1], TILE)]
+            ).ravel(),
         )
 
     def strip_labels(self, strip: slice) -> Iterator[tuple[slice, npt.NDArray[np.intp]]]:
@@ -194,10 +196,12 @@ class _Scorer:
             (T,) the class of the greatest lower bound; (T, N) whether a class can win some pixel of the tile.
         """
         top, bottom = support(self.rows[strip])
-        rows = self.negated[top:bottom]
-        most, least = rows.max(axis=0), rows.min(axis=0)  # (Q, w)
-        low = np.stack([most[:, left:right].max(axis=1) for left, right in self.tile_columns])  # (T, Q)
-        high = np.stack([least[:, left:right].min(axis=1) for left, right in self.tile_columns])
+        # One column more than there is: reduceat takes pairs of first and one-past-last, and both must exist.
+        extremes = np.zeros((2, self.negated.shape[1], self.negated.shape[2] + 1), dtype=np.float32)
+        self.negated[top:bottom].max(axis=0, out=extremes[0, :, :-1])
+        self.negated[top:bottom].min(axis=0, out=extremes[1, :, :-1])
+        low = np.ascontiguousarray(np.maximum.reduceat(extremes[0], self.tile_columns, axis=1)[:, ::2].T)  # (T, Q)
+        high = np.ascontiguousarray(np.minimum.reduceat(extremes[1], self.tile_columns, axis=1)[:, ::2].T)
         _sigmoid_of_negated(low)
         _sigmoid_of_negated(high)
         lower, upper = low @ self.probabilities, high @ self.probabilities  # (T, N)
