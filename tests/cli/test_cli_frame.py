@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -123,3 +124,24 @@ def test_a_verb_module_without_a_command_is_our_bug() -> None:
     group = LazyGroup(name="ebseg", lazy_verbs={"bad": LazyVerb("ebseg_deploy.errors", "")})
     outcome = CliRunner().invoke(group, ["bad"])
     assert isinstance(outcome.exception, AttributeError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a child alone")
+def test_ctrl_c_ends_with_130_and_no_traceback() -> None:
+    code = (
+        "import time, click\n"
+        "from ebseg_deploy.cli import EbsegGroup\n"
+        "group = EbsegGroup(name='ebseg', lazy_verbs={})\n"
+        "@group.command()\n"
+        "def wait():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "group.main(['wait'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip() == "interrupted"
