@@ -80,6 +80,7 @@ def command(
         stems = dict(zip(pictures, output_stems(pictures), strict=True))
         options = {"resize": resize, "output_size": output_size}
         with progress_bar("pictures") as report:
+            report(0, len(pictures))
             for picture, outcome, seconds in _segment_each(segmenter, vocabulary, pictures, options):
                 if isinstance(outcome, InputError):
                     failed[picture] = describe_failure(picture, outcome)
@@ -141,7 +142,8 @@ def _entry(picture: Path, result: Segmentation, files: dict[str, Path], seconds:
 
 def _line(picture: Path, result: Segmentation, files: dict[str, Path]) -> str:
     """A picture's line for people."""
-    largest = [f"{name} {100 * area:.0f} %" for name, area in list(result.areas.items())[:MOST_CLASSES]]
+    shown = list(result.areas.items())[:MOST_CLASSES]
+    largest = [f"{name} {100 * area:.0f} %" if area >= 0.01 else f"{name} <1 %" for name, area in shown]
     more = len(result.areas) - len(largest)
     return (
         f"{picture} -> {files['labels']}  canvas {result.canvas}  {', '.join(largest)}{f', {more} more' * (more > 0)}"
