@@ -32,7 +32,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    mixed: Tensor = scores.softmax(dim=-1) @ v
+    return mixed
 
 
 def packed_attention(
@@ -58,7 +59,8 @@ def packed_attention(
         k = F.linear(key, weight[width : 2 * width], packed_bias[width : 2 * width])
         v = F.linear(value, weight[2 * width :], packed_bias[2 * width :])
     mixed = attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), bias)
-    return attention.out_proj(merge_heads(mixed))  # type: ignore[no-any-return]
+    result: Tensor = attention.out_proj(merge_heads(mixed))
+    return result
 
 
 class SplitAttention(nn.Module):

@@ -54,7 +54,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         except (SafetensorError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
     try:

@@ -12,7 +12,7 @@ CLIP Surgery.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,11 @@ class ClipFeatures(NamedTuple):
 class SplitBlock(nn.Module):
     """A CLIP block that stores its attention as qkv and proj; norms and feed-forward are open_clip's own."""
 
-    def __init__(self, block: nn.Module, heads: int) -> None:
+    ln_1: nn.LayerNorm
+    mlp: nn.Sequential
+    ln_2: nn.LayerNorm
+
+    def __init__(self, block: Any, heads: int) -> None:
         super().__init__()
         width = block.ln_1.normalized_shape[0]
         self.attn = SplitAttention(width, heads)
@@ -54,6 +58,8 @@ class SplitBlock(nn.Module):
 
 class PlainLayer(nn.Module):
     """Runs one of open_clip's residual attention blocks."""
+
+    block: Any
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -96,13 +102,18 @@ class SplitLayer(nn.Module):
 class ClipTrunk(nn.Module):
     """Weights up to the head, under the published names."""
 
-    def __init__(self, visual: nn.Module, config: EbsegConfig) -> None:
+    class_embedding: nn.Parameter
+    positional_embedding: nn.Parameter
+    conv1: nn.Conv2d
+    ln_pre: nn.LayerNorm
+
+    def __init__(self, visual: Any, config: EbsegConfig) -> None:
         super().__init__()
         self.class_embedding = visual.class_embedding
         self.positional_embedding = visual.positional_embedding
         self.conv1 = visual.conv1
         self.ln_pre = visual.ln_pre
-        blocks = list(visual.transformer.resblocks)[: config.first_head_block]  # type: ignore[union-attr, arg-type]
+        blocks = list(visual.transformer.resblocks)[: config.first_head_block]
         self.resblocks = nn.ModuleList(
             block if i < config.plain_blocks else SplitBlock(block, config.clip.heads) for i, block in enumerate(blocks)
         )
@@ -120,9 +131,12 @@ class ClipTrunk(nn.Module):
 class ClipHead(nn.Module):
     """Weights of the head blocks and of the projection into the space shared with text."""
 
-    def __init__(self, visual: nn.Module, config: EbsegConfig) -> None:
+    ln_post: nn.LayerNorm
+    proj: nn.Parameter
+
+    def __init__(self, visual: Any, config: EbsegConfig) -> None:
         super().__init__()
-        blocks = list(visual.transformer.resblocks)[config.first_head_block :]  # type: ignore[union-attr, arg-type]
+        blocks = list(visual.transformer.resblocks)[config.first_head_block :]
         self.resblocks = nn.ModuleList(SplitBlock(block, config.clip.heads) for block in blocks)
         self.ln_post = visual.ln_post
         self.proj = visual.proj

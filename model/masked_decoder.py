@@ -7,7 +7,7 @@ mask features, it is taken from features that were resized once. Source: Cheng e
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ class MaskedDecoder(nn.Module):
         """
         weights = self.weights
         batch, queries, width = e.shape
-        last = weights.attn_proj.layers[-1]
+        last: Any = weights.attn_proj.layers[-1]
         s, t = weights.bias_scaling.weight.reshape(()), weights.bias_scaling.bias
         per_head = last.weight.reshape(self.clip_heads, width, width)
         folded = e[:, None] @ per_head * s  # (B, M, Q, C)
@@ -141,7 +141,8 @@ class MaskedDecoder(nn.Module):
         scores = folded.flatten(1, 2) @ hidden.transpose(1, 2)
         pooled = self.pool(scores.reshape(batch, self.clip_heads * queries, *mask_features.shape[2:]))
         pooled = pooled.reshape(batch, self.clip_heads, queries, -1)
-        return pooled + constant.transpose(1, 2)[..., None]
+        result: Tensor = pooled + constant.transpose(1, 2)[..., None]
+        return result
 
 
 def attention_bias(mask_logits: Tensor) -> Tensor:

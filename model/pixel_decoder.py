@@ -6,7 +6,7 @@ upsampling: the 768-channel maps at 1/4 and 1/8 of the published code never exis
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class PixelFeatures(NamedTuple):
 
 class PixelDecoderWeights(nn.Module):
     """Published names: input_proj, transformer, adapter_1, layer_1, mask_features."""
+
+    input_proj: Any  # Sequential of convolution and norm, in a ModuleList
 
     def __init__(self, config: EbsegConfig) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class PixelDecoder(nn.Module):
         sources = (F.avg_pool2d(sam[3], 2), sam[2], sam[1])
         tokens = []
         for i, (source, clip) in enumerate(zip(sources, reversed(clip_fusion), strict=True)):
-            conv, norm = weights.input_proj[i]  # type: ignore[misc]
+            conv, norm = weights.input_proj[i]
             fuse = self.fusion[2 - i]
             from_sam = bilinear(F.conv2d(source, conv.weight), self.sizes[i])
             from_clip = bilinear(F.conv2d(fuse(clip), conv.weight, conv.bias), self.sizes[i])

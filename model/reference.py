@@ -41,9 +41,7 @@ class ReferenceOutput(NamedTuple):
 
 
 @torch.no_grad()
-def segment_in_published_order(
-    model: EBSeg, picture: Tensor, text_embeddings: Tensor, seen: Tensor
-) -> ReferenceOutput:
+def segment_in_published_order(model: EBSeg, picture: Tensor, text_embeddings: Tensor, seen: Tensor) -> ReferenceOutput:
     """Everything before the label map.
 
     Args:
@@ -168,6 +166,7 @@ def _clip_head(model: EBSeg, clip: _Trunk, bias: Tensor) -> tuple[Tensor, Tensor
     u = torch.cat((clip.cls.expand(-1, queries, -1), clip.cls, patches.flatten(2).transpose(1, 2)), dim=1)
     s = torch.cat((clip.surgery[:, :1].expand(-1, queries, -1), clip.surgery), dim=1)
     for block in head.resblocks:
+        assert isinstance(block, SplitBlock)
         s, u = _split_block(block, s, u, full)
     dense = head.embed(s[:, queries:])[:, 1:]
     return head.embed(u[:, :queries]), dense.transpose(1, 2).unflatten(2, grid)
@@ -200,9 +199,7 @@ def _pixel_decoder(model: EBSeg, sam: list[Tensor], clip: _Trunk) -> tuple[list[
     sizes = [(x.shape[2], x.shape[3]) for x in sources]
     level_embed = weights.transformer.level_embed
     x = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
-    position = torch.cat(
-        [sine_positions(s, x.shape[-1]).flatten(1).T + level_embed[i] for i, s in enumerate(sizes)]
-    )
+    position = torch.cat([sine_positions(s, x.shape[-1]).flatten(1).T + level_embed[i] for i, s in enumerate(sizes)])
     reference = torch.cat([_cell_centres(size) for size in sizes])
     for layer in _layers(weights.transformer.encoder):
         attended = _deformable(layer.self_attn, x + position, x, reference, sizes)
@@ -231,7 +228,9 @@ def _cell_centres(size: tuple[int, int]) -> Tensor:
     return torch.stack((x.flatten(), y.flatten()), dim=1)
 
 
-def _deformable(attention: Any, query: Tensor, value: Tensor, reference: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+def _deformable(
+    attention: Any, query: Tensor, value: Tensor, reference: Tensor, sizes: list[tuple[int, int]]
+) -> Tensor:
     """Sampling of all levels, stacked, then one weighted sum: the published fallback without CUDA."""
     batch, tokens, width = query.shape
     heads, points = attention.heads, attention.points
@@ -255,9 +254,7 @@ def _masked_decoder(model: EBSeg, features: list[Tensor], mask_features: Tensor)
     weights, config = model.sem_seg_head.predictor, model.config
     sizes = [(f.shape[2], f.shape[3]) for f in features]
     positions = [sine_positions(size, config.hidden_dim).flatten(1).T for size in sizes]
-    sources = [
-        feature.flatten(2).transpose(1, 2) + weights.level_embed.weight[i] for i, feature in enumerate(features)
-    ]
+    sources = [feature.flatten(2).transpose(1, 2) + weights.level_embed.weight[i] for i, feature in enumerate(features)]
     batch = mask_features.shape[0]
     place = weights.query_embed.weight.expand(batch, -1, -1)
     x = weights.query_feat.weight.expand(batch, -1, -1)

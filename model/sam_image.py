@@ -13,6 +13,7 @@ so that no (N, N) array is touched between the product and the softmax. Source: 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling.image_encoder import Block, PatchEmbed, window_partition, window_unpartition
@@ -29,6 +30,8 @@ LAYER_NORM_EPS = 1e-6
 
 class SamBackbone(nn.Module):
     """Weights under the published names (`backbone.*`)."""
+
+    blocks: Any  # segment_anything's Block, in a ModuleList
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -57,15 +60,18 @@ class RelativeAttention(nn.Module):
     table_columns: Tensor
     key_codes: Tensor
 
-    def __init__(self, attention: nn.Module, tile: tuple[int, int]) -> None:
+    attention: Any
+    """segment_anything's Attention."""
+
+    def __init__(self, attention: Any, tile: tuple[int, int]) -> None:
         super().__init__()
         self.attention = attention
-        self.heads: int = attention.num_heads  # type: ignore[assignment]
+        self.heads: int = attention.num_heads
         self.tile = tile
         height, width = tile
         # (h, d, h) and (w, d, w): a query at row i times column i of the table.
-        rows = relative_table(attention.rel_pos_h, height).transpose(1, 2)  # type: ignore[arg-type]
-        columns = relative_table(attention.rel_pos_w, width).transpose(1, 2)  # type: ignore[arg-type]
+        rows = relative_table(attention.rel_pos_h, height).transpose(1, 2)
+        columns = relative_table(attention.rel_pos_w, width).transpose(1, 2)
         self.register_buffer("table_rows", rows, persistent=False)
         self.register_buffer("table_columns", columns, persistent=False)
         row_code = torch.eye(height).repeat_interleave(width, dim=1)  # (h, h·w)
@@ -93,6 +99,7 @@ class RelativeAttention(nn.Module):
 class SamImageEncoder(nn.Module):
     """The graph `sam_image_encoder`: uint8 canvas in, four (B, C, H/16, W/16) features out, for one canvas size."""
 
+    attentions: Any  # RelativeAttention, in a ModuleList
     position: Tensor
 
     def __init__(self, backbone: SamBackbone, config: SamConfig, size: Size) -> None:
@@ -105,7 +112,7 @@ class SamImageEncoder(nn.Module):
         self.register_buffer("position", resize_grid(backbone.pos_embed[0], grid), persistent=False)
         self.attentions = nn.ModuleList(
             RelativeAttention(
-                block.attn,  # type: ignore[arg-type]
+                block.attn,
                 grid if i in config.global_blocks else (config.window, config.window),
             )
             for i, block in enumerate(backbone.blocks)
@@ -137,4 +144,5 @@ class SamImageEncoder(nn.Module):
         qkv = attention.attention.qkv
         windows, padded = window_partition(F.linear(y, qkv.weight), self.window)
         mixed = attention(windows + qkv.bias)
-        return window_unpartition(mixed, self.window, padded, (height, width))  # type: ignore[no-any-return]
+        result: Tensor = window_unpartition(mixed, self.window, padded, (height, width))
+        return result

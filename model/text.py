@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,15 @@ from .config import EbsegConfig
 class TextTower(nn.Module):
     """open_clip's text parts and EBSeg's learned background, under the published names (`ov_classifier.*`)."""
 
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    transformer: Any
+    ln_final: nn.LayerNorm
+    text_projection: nn.Parameter
+    logit_scale: nn.Parameter
     attn_mask: Tensor
 
-    def __init__(self, clip: nn.Module, config: EbsegConfig) -> None:
+    def __init__(self, clip: Any, config: EbsegConfig) -> None:
         super().__init__()
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
@@ -38,7 +45,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
         self.tower = tower
-        self.layers = nn.ModuleList(PlainLayer(block) for block in tower.transformer.resblocks)  # type: ignore[union-attr]
+        self.layers = nn.ModuleList(PlainLayer(block) for block in tower.transformer.resblocks)
         length = tower.positional_embedding.shape[0]
         self.register_buffer("places", torch.arange(length, dtype=torch.int32), persistent=False)
 

@@ -78,7 +78,8 @@ def verify_bundle(
 def _read_reference(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
     path = bundle.file(reference.file)
     try:
-        return load_file(path)
+        tensors: dict[str, Array] = load_file(path)
+        return tensors
     except (SafetensorError, OSError) as error:
         raise BundleError(f"bundle {bundle.source}: {reference.file}: {error}", cure="export it again") from error
 

@@ -133,7 +133,7 @@ class ClipStage:
         logits_pooled = scale * pooled.float() @ text.float().T
         loss = 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits_pooled, targets))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 

@@ -113,7 +113,7 @@ class DistillStage:
         loss_d = _disagreement(d, taught, answer, self.text, scale)
         loss = loss_b + loss_d
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], 1.0)
         self.optimizer.step()
         agree = answer.argmax(-1)

@@ -113,7 +113,7 @@ class EbsegStage:
         losses = ebseg_losses(predictions, targets, self.text, config.loss, generator=generator)
         total = weighted(losses, config.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
         self.optimizer.step()
