@@ -138,14 +138,27 @@ def _clip_trunk(model: EBSeg, picture: Tensor) -> _Trunk:
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat((trunk.class_embedding.expand(x.shape[0], 1, -1), x), dim=1) + trunk.positions(grid)
     u = s = trunk.ln_pre(x)
-    maps = {}
+    maps = {0: _as_map(u, grid)}
     for i, block in enumerate(trunk.resblocks, start=1):
         if isinstance(block, SplitBlock):
             s, u = _split_block(block, s, u)
         else:
             u = s = block(u)
-        maps[i] = u[:, 1:].transpose(1, 2).unflatten(2, grid)
-    return _Trunk(maps=maps, cls=u[:, :1], surgery=s)
+        maps[i] = _as_map(u, grid)
+    cls, surgery = u[:, :1], s
+    # Variants that fuse features of the head blocks: patches and CLS there, without queries.
+    for i, block in enumerate(model.clip_rec_head.resblocks, start=len(maps)):
+        if i <= max(model.config.fusion_layers):
+            assert isinstance(block, SplitBlock)
+            s, u = _split_block(block, s, u)
+            maps[i] = _as_map(u, grid)
+    return _Trunk(maps=maps, cls=cls, surgery=surgery)
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, 1 + h·w, C), CLS first -> (B, C, h, w) of the patches."""
+    patches: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+    return patches
 
 
 def _clip_head(model: EBSeg, clip: _Trunk, bias: Tensor) -> tuple[Tensor, Tensor]:
