@@ -56,7 +56,7 @@ class EmbeddingCache:
         path = self._file(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, buffer.getvalue())
+            write_atomically(path, buffer.getvalue(), durable=False)
         except OSError:
             self.folder = None  # read-only or full: the next thousand names would fail the same way
 

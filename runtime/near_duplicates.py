@@ -77,7 +77,7 @@ def _one_slip(entries: Sequence[ClassEntry]) -> Iterator[tuple[int, int]]:
         for place, second in enumerate(indices):
             # Real groups are small; the limit keeps a list of thousands of near-equal names linear, too.
             for first in indices[max(0, place - GROUP) : place]:
-                if first != second and OSA.distance(" ".join(spelled[first]), " ".join(spelled[second])) == 1:
+                if OSA.distance(" ".join(spelled[first]), " ".join(spelled[second])) == 1:
                     yield first, second
 
 

@@ -147,6 +147,13 @@ def test_merge(run: Run, pets: Path, tiny_bundle: Path) -> None:
     assert [warning[:16] for warning in json.loads(outcome.stdout)["warnings"]] == ["'cat' and 'cats'"]
 
 
+def test_pairs_that_were_warned_of_when_built_are_not_warned_of_again(run: Run, tiny_bundle: Path) -> None:
+    run("build", tiny_bundle, "--classes", "cat, cats", "-o", "cats.safetensors")
+    assert run("add", "cats.safetensors", tiny_bundle, "--classes", "dog", "-o", "more.safetensors").stderr == ""
+    run("build", tiny_bundle, "--classes", "fox", "-o", "fox.safetensors")
+    assert run("merge", "more.safetensors", "fox.safetensors", "-o", "all.safetensors").stderr == ""
+
+
 def test_list(run: Run, tiny_bundle: Path) -> None:
     plain = run("list").stdout
     assert "ade20k-847" in plain
