@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ebseg_deploy.contract import VILD_TEMPLATES
 from ebseg_deploy.errors import BackendError, BundleError, VocabularyError
 from ebseg_deploy.runtime.backends import open_backend
 from ebseg_deploy.runtime.backends.fake import FakeBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.class_names import ClassEntry
-from ebseg_deploy.runtime.prompt_templates import VILD_TEMPLATES
 from ebseg_deploy.runtime.tokenizer import ClipTokenizer
 from ebseg_deploy.runtime.vocabulary import Vocabulary
 from ebseg_deploy.runtime.vocabulary_build import PROMPTS_PER_RUN, build_vocabulary, vocabulary_for

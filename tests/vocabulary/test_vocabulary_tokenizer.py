@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ebseg_deploy.contract import VILD_TEMPLATES
 from ebseg_deploy.errors import BundleError, ExportError
 from ebseg_deploy.runtime.class_names import BENCHMARKS, benchmark_classes
-from ebseg_deploy.runtime.prompt_templates import VILD_TEMPLATES
 from ebseg_deploy.runtime.tokenizer import ClipTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
