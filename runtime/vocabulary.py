@@ -1,12 +1,7 @@
-"""A vocabulary: class names with all the network needs to know of them.
-
-The file is a safetensors file: tensors `embeddings` (N, D) and `background` (1, D) in float32 and `seen` (N,) in
-uint8, and a JSON header under the metadata key `ebseg_vocabulary`. There is no pickle in it.
-"""
+"""A vocabulary: class names with all the network needs to know of them."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,34 +9,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contract import Record
 from ..errors import VocabularyError
-from .atomic_write import write_atomically
 from .class_names import MAX_CLASSES, name_key, refuse_duplicates
 
-SCHEMA_VERSION = 1
-HEADER_KEY = "ebseg_vocabulary"
 UNIT_LENGTH_TOLERANCE = 1e-3
 """A row of `embeddings` may differ from unit length by so much: float16 text encoders stay below 1e-3."""
 BUILD_AGAIN = "build it again with `ebseg vocab build`"
-
-
-class VocabularyHeader(Record, frozen=True, kw_only=True):
-    """What a vocabulary file says beside its tensors."""
-
-    schema_version: int
-    model: str
-    encoder_sha256: str
-    templates: tuple[str, ...]
-    logit_scale: float
-    names: tuple[str, ...]
-    synonyms: tuple[tuple[str, ...], ...]
-    tensors_sha256: str
-    """Over embeddings, background and seen, in this order, as little-endian bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,37 +188,14 @@ class Vocabulary:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the vocabulary to a file, whole or not at all.
+        """Write the vocabulary to a file, whole or not at all; see `vocabulary_file`.
 
         Raises:
             VocabularyError: the folder is missing or cannot be written to.
         """
-        from safetensors.numpy import save
+        from .vocabulary_file import save_vocabulary
 
-        target = Path(path)
-        tensors = self._tensors()
-        header = VocabularyHeader(
-            schema_version=SCHEMA_VERSION,
-            model=self.model,
-            encoder_sha256=self.encoder_sha256,
-            templates=self.templates,
-            logit_scale=self.logit_scale,
-            names=self.names,
-            synonyms=self.synonyms,
-            tensors_sha256=_tensors_sha256(tensors),
-        )
-        data = save(tensors, {HEADER_KEY: msgspec.json.encode(header).decode()})
-        try:
-            write_atomically(target, data)
-        except OSError as error:
-            raise VocabularyError(
-                f"vocabulary {target}: {error.strerror}", cure="give a path in a folder that can be written to"
-            ) from error
-        return target
-
-    def _tensors(self) -> dict[str, NDArray[Any]]:
-        arrays = {"embeddings": self.embeddings, "background": self.background, "seen": self.seen.astype(np.uint8)}
-        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return save_vocabulary(self, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -251,66 +204,9 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing, damaged, of another schema version, or not a vocabulary.
         """
-        from safetensors import SafetensorError, safe_open
+        from .vocabulary_file import load_vocabulary
 
-        where = f"vocabulary {path}"
-        if not Path(path).is_file():
-            raise VocabularyError(f"{where}: no such file", cure="make one with `ebseg vocab build`")
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                text = (file.metadata() or {}).get(HEADER_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, TypeError, ValueError) as error:
-            raise VocabularyError(f"{where}: not a safetensors file ({error})", cure=BUILD_AGAIN) from error
-        if text is None:
-            raise VocabularyError(f"{where}: a safetensors file, but not a vocabulary", cure=BUILD_AGAIN)
-        header = _read_header(text, where)
-        if tensors.keys() != {"embeddings", "background", "seen"} or tensors["seen"].dtype != np.uint8:
-            raise VocabularyError(
-                f"{where}: has tensors {', '.join(sorted(tensors))}, wanted background, embeddings, seen (uint8)",
-                cure=BUILD_AGAIN,
-            )
-        if _tensors_sha256(tensors) != header.tensors_sha256:
-            raise VocabularyError(f"{where}: damaged, its tensors are not those that were saved", cure=BUILD_AGAIN)
-        try:
-            return cls(
-                names=header.names,
-                synonyms=header.synonyms,
-                seen=tensors["seen"].astype(np.bool_),
-                embeddings=tensors["embeddings"],
-                background=tensors["background"],
-                model=header.model,
-                encoder_sha256=header.encoder_sha256,
-                templates=header.templates,
-                logit_scale=header.logit_scale,
-            )
-        except VocabularyError as error:
-            raise VocabularyError(f"{where}: {error.message.removeprefix('vocabulary: ')}", cure=error.cure) from None
-
-
-class _VersionOnly(msgspec.Struct):
-    schema_version: int
-
-
-def _read_header(text: str, where: str) -> VocabularyHeader:
-    try:
-        # The version first: another version's fields would give an error about fields, and the wrong cure.
-        version = msgspec.json.decode(text, type=_VersionOnly).schema_version
-        if version != SCHEMA_VERSION:
-            cure = "install a newer ebseg-deploy" if version > SCHEMA_VERSION else BUILD_AGAIN
-            raise VocabularyError(
-                f"{where}: schema version {version}, this release reads version {SCHEMA_VERSION}", cure=cure
-            )
-        return msgspec.json.decode(text, type=VocabularyHeader)
-    except msgspec.DecodeError as error:
-        raise VocabularyError(f"{where}: header: {error}", cure=BUILD_AGAIN) from error
-
-
-def _tensors_sha256(tensors: dict[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name in ("embeddings", "background", "seen"):
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return digest.hexdigest()
+        return load_vocabulary(Path(path))
 
 
 def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ebseg_deploy.errors import VocabularyError
-from ebseg_deploy.runtime.vocabulary import HEADER_KEY, Vocabulary, unit_rows
+from ebseg_deploy.runtime.vocabulary import Vocabulary, unit_rows
+from ebseg_deploy.runtime.vocabulary_file import HEADER_KEY
 from safetensors.numpy import load, save, save_file
 
 Make = Callable[..., Vocabulary]
