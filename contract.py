@@ -36,7 +36,7 @@ SIZED_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, AD
 
 DType = Literal["uint8", "int32", "float32", "float16"]
 Dimension = int | str
-"""A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts"."""
+"""A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts", "tokens"."""
 
 VILD_TEMPLATES = (
     "a photo of a {}.",
@@ -145,7 +145,7 @@ def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, bat
         text_embeddings       (N+1, D) unit length; the last row is the learned background
         seen                  (N,) float32, 1 for a class seen in training, else 0
         class_probabilities   (B, Q, N)
-        tokens                (T, 77) int32
+        tokens                (T, L) int32, L from the longest prompt's end-of-text to 77
         prompt_embeddings     (T, D) unit length
     """
 
@@ -153,7 +153,7 @@ def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, bat
         return TensorSpec(name=name, dtype="float32", shape=shape)
 
     if graph == TEXT_ENCODER:
-        tokens = TensorSpec(name="tokens", dtype="int32", shape=("prompts", model.context_length))
+        tokens = TensorSpec(name="tokens", dtype="int32", shape=("prompts", "tokens"))
         return GraphSpec(inputs=(tokens,), outputs=(f32("prompt_embeddings", "prompts", model.embedding_dim),))
 
     embeddings = tuple(f32(f"embeddings_{which}", batch, model.queries, model.embedding_dim) for which in "abd")

@@ -30,7 +30,7 @@ from ..model.adab_decoder import AdabDecoder
 from ..model.clip_image import ClipFeatures, ClipImageEncoder
 from ..model.ebseg import EBSeg
 
-EXAMPLE_LENGTHS: dict[str, int] = {"prompts": 3, "classes": 5, "classes_and_background": 6}
+EXAMPLE_LENGTHS: dict[str, int] = {"prompts": 3, "tokens": 9, "classes": 5, "classes_and_background": 6}
 """Lengths of the dynamic dimensions in example inputs."""
 
 _TORCH_TYPES = {"uint8": torch.uint8, "int32": torch.int32, "float32": torch.float32, "float16": torch.float16}
@@ -101,6 +101,7 @@ class ExportableGraph:
         classes = torch.export.Dim("classes", min=1, max=65535)
         dims: dict[str, Any] = {
             "prompts": torch.export.Dim("prompts", min=1, max=65535),
+            "tokens": torch.export.Dim("tokens", min=2, max=77),
             "classes": classes,
             "classes_and_background": classes + 1,
         }

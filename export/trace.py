@@ -17,6 +17,7 @@ from onnx_ir.passes import common as ir_passes
 
 from ..errors import ExportError
 from .graphs import ExportableGraph
+from .rewrites import standard_gelu
 
 OPSET = 18
 """The dynamo exporter's own. GridSample from 20 on falls back to nearest sampling in TensorRT."""
@@ -54,6 +55,7 @@ def trace(graph: ExportableGraph) -> ir.Model:
             f"graph {graph.label}: tracing failed: {type(error).__name__}: {_first_line(error)}",
             cure="check the torch and onnxscript versions against pyproject.toml",
         ) from error
+    standard_gelu(model)
     _check_opset(model, graph)
     _name_nodes(model)
     _declare_borders(model, graph)

@@ -40,7 +40,8 @@ class DeformableAttention(nn.Module):
         head_dim = width // self.heads
         offsets = self.sampling_offsets(query).reshape(batch, tokens, self.heads, LEVELS, self.points, 2)
         weights = self.attention_weights(query).reshape(batch, tokens, self.heads, LEVELS * self.points).softmax(-1)
-        weights = weights.transpose(1, 2).reshape(batch * self.heads, 1, tokens, LEVELS * self.points)
+        # Points before tokens: the sum over points then adds long rows instead of four neighbours at a time.
+        weights = weights.permute(0, 2, 3, 1).reshape(batch * self.heads, 1, LEVELS * self.points, tokens)
         value = self.value_proj(value)
 
         sampled: Tensor | None = None
@@ -52,10 +53,10 @@ class DeformableAttention(nn.Module):
             # An offset of one cell is 2 / size in the −1..1 coordinates of GridSample.
             cell = torch.tensor([2.0 / width_l, 2.0 / height], dtype=query.dtype, device=query.device)
             grid = reference[None, :, None, None, :] + offsets[:, :, :, level] * cell
-            grid = grid.transpose(1, 2).reshape(batch * self.heads, tokens, self.points, 2)
+            grid = grid.permute(0, 2, 3, 1, 4).reshape(batch * self.heads, self.points, tokens, 2)
             picked = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            share = weights[..., level * self.points : (level + 1) * self.points]
-            part = (picked * share).sum(-1)  # (B·M, d, S)
+            share = weights[:, :, level * self.points : (level + 1) * self.points]
+            part = (picked * share).sum(2)  # (B·M, d, S)
             sampled = part if sampled is None else sampled + part
             start += area
         assert sampled is not None

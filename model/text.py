@@ -50,13 +50,18 @@ class TextEncoder(nn.Module):
         self.register_buffer("places", torch.arange(length, dtype=torch.int32), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(T, 77) int32 -> (T, D). The end-of-text token is the largest id; its output is the prompt's embedding."""
+        """(T, L) int32 -> (T, D). The end-of-text token is the largest id; its output is the prompt's embedding.
+
+        Attention is causal, so what stands behind the end of text changes nothing: L may be cut from 77 to the
+        longest prompt's, which for class names is some 12.
+        """
         tower = self.tower
-        x = F.embedding(tokens, tower.token_embedding.weight) + tower.positional_embedding
+        length = tokens.shape[1]
+        x = F.embedding(tokens, tower.token_embedding.weight) + tower.positional_embedding[:length]
         for layer in self.layers:
-            x = layer(x, tower.attn_mask)
+            x = layer(x, tower.attn_mask[:length, :length])
         end = tokens.float().argmax(dim=1, keepdim=True)
-        pick = (self.places == end).to(x.dtype)  # (T, 77), one 1 per row
+        pick = (self.places[:length] == end).to(x.dtype)  # (T, L), one 1 per row
         chosen = (pick[:, None] @ x)[:, 0]
         return F.normalize(tower.ln_final(chosen) @ tower.text_projection, dim=-1)
 
