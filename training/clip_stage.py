@@ -50,11 +50,11 @@ class Level:
 LEVELS: tuple[Level, ...] = (
     Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.75, least_steps=500, most_steps=6000,
           text=False, templates=False),
-    Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.76, least_steps=150, most_steps=600,
+    Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.73, least_steps=150, most_steps=600,
           templates=False),
-    Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.76, least_steps=300, most_steps=900),
-    Level(side=128, objects=(1, 3), object_side=(52, 110), batch=32, promote_at=0.90, least_steps=300, most_steps=500),
-    Level(side=160, objects=(2, 4), object_side=(48, 120), batch=24, promote_at=2.0, least_steps=1000, most_steps=1000),
+    Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.70, least_steps=250, most_steps=600),
+    Level(side=128, objects=(1, 3), object_side=(52, 110), batch=32, promote_at=0.75, least_steps=250, most_steps=500),
+    Level(side=160, objects=(2, 4), object_side=(48, 120), batch=24, promote_at=2.0, least_steps=800, most_steps=800),
 )  # fmt: skip
 """What was found to work for 72 classes; the last level decays the learning rate."""
 

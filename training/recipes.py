@@ -63,7 +63,8 @@ def trained_clip(folder: Path, source: SceneSource, model: EbsegConfig = EBSEG_N
         raise CheckpointError(f"{folder}: a CLIP of another shape than {model.name}'s", cure="train stage 1 anew")
     trained = ContrastiveClip(model.clip)
     trained.load_state_dict(content["state"]["model"])
-    scene = SceneConfig(side=160, objects=(2, 4))
+    patches = trained.grid * 5 // 8  # 160 pixels of nano's 256, as in the last level
+    scene = SceneConfig(side=patches * model.clip.patch, objects=(2, 4))
     first = 1 << 38  # scenes no stage trains on
     pictures = [
         torch.from_numpy(batch(source, range(first + i * 32, first + (i + 1) * 32), scene)[0])
