@@ -6,10 +6,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from ebseg_deploy.model.ebseg import EBSeg
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,3 +66,12 @@ def picture(picture_pixels: np.ndarray, tmp_path: Path) -> Path:
     path = tmp_path / "blocks.png"
     Image.fromarray(picture_pixels).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def seeded_b() -> EBSeg:
+    """EBSeg-B with seeded weights: 1 GB and 8 s, so made once; do not change it."""
+    from ebseg_deploy.model.config import EBSEG_B
+    from ebseg_deploy.model.seeded import seeded_model
+
+    return seeded_model(EBSEG_B)
