@@ -26,7 +26,7 @@ def command(
     """Stage 1: train a nano CLIP on pictures and prompts of all classes, seen and new.
 
     A curriculum by accuracy, from single objects on plain colours to scenes; the figures to watch are `accuracy` and
-    `level` (0 to 5).
+    `level` (0 to 4).
     """
     from ..model.config import EBSEG_NANO
     from ..training.clip_stage import ClipStageConfig

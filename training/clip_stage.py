@@ -45,6 +45,9 @@ class Level:
     """Does the text tower train?"""
     templates: bool = True
     """All templates at random, or the first alone?"""
+    review: bool = False
+    """Does every other step show the first level's pictures? Single objects are what stage 2's teacher looks at, and
+    what is forgotten first."""
 
 
 LEVELS: tuple[Level, ...] = (
@@ -53,8 +56,10 @@ LEVELS: tuple[Level, ...] = (
     Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.73, least_steps=150, most_steps=600,
           templates=False),
     Level(side=96, objects=(1, 1), object_side=(64, 92), batch=32, promote_at=0.70, least_steps=250, most_steps=600),
-    Level(side=128, objects=(1, 3), object_side=(52, 110), batch=32, promote_at=0.75, least_steps=250, most_steps=500),
-    Level(side=160, objects=(2, 4), object_side=(48, 120), batch=24, promote_at=2.0, least_steps=800, most_steps=800),
+    Level(side=128, objects=(1, 3), object_side=(52, 110), batch=32, promote_at=0.75, least_steps=250, most_steps=300,
+          review=True),
+    Level(side=160, objects=(2, 4), object_side=(48, 120), batch=24, promote_at=2.0, least_steps=900, most_steps=900,
+          review=True),
 )  # fmt: skip
 """What was found to work for 72 classes; the last level decays the learning rate."""
 
@@ -110,13 +115,15 @@ class ClipStage:
     def step(self, step: int) -> Mapping[str, float]:
         config, level = self.config, self.config.levels[self.level]
         rng = np.random.default_rng([config.seed, 1, step])
+        review = level.review and self.level_steps % 2 == 1
+        shown = config.levels[0] if review else level
         scene = SceneConfig(
-            side=level.side, objects=level.objects, object_side=level.object_side, difficulty=self.difficulty
+            side=shown.side, objects=shown.objects, object_side=shown.object_side, difficulty=self.difficulty
         )
-        images, labels = batch(self.source, range(step * 64, step * 64 + level.batch), scene)
+        images, labels = batch(self.source, range(step * 64, step * 64 + shown.batch), scene)
         self._set_trainable(level)
         rate = self._set_learning_rate(step)
-        room = self.model.grid - level.side // config.clip.patch + 1
+        room = self.model.grid - shown.side // config.clip.patch + 1
         corner = (int(rng.integers(room)), int(rng.integers(room)))
         template = int(rng.integers(len(self.tokens))) if level.templates else 0
 
@@ -135,10 +142,11 @@ class ClipStage:
         self.optimizer.step()
 
         hits, hits_pooled = hit_rate(logits, targets), hit_rate(logits_pooled, targets)
-        self._climb(level, hits)
+        kind = "review_" if review else ""
+        self._climb(level, None if review else hits)
         return {
-            "loss": float(loss.detach()), "accuracy": hits, "accuracy_pooled": hits_pooled, "level": self.level,
-            "difficulty": self.difficulty, "scale": float(scale.detach()), "learning_rate": rate,
+            f"{kind}loss": float(loss.detach()), f"{kind}accuracy": hits, f"{kind}accuracy_pooled": hits_pooled,
+            "level": self.level, "difficulty": self.difficulty, "scale": float(scale.detach()), "learning_rate": rate,
         }  # fmt: skip
 
     def _set_trainable(self, level: Level) -> None:
@@ -158,8 +166,9 @@ class ClipStage:
             group["lr"] = rate
         return rate
 
-    def _climb(self, level: Level, hits: float) -> None:
-        self.accuracy += 0.02 * (hits - self.accuracy)
+    def _climb(self, level: Level, hits: float | None) -> None:
+        if hits is not None:
+            self.accuracy += 0.02 * (hits - self.accuracy)
         self.level_steps += 1
         if self.difficulty < 1:
             if self.accuracy > self.config.raise_at:

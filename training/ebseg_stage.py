@@ -45,15 +45,15 @@ class EbsegStageConfig:
 
 
 def nano_stage(model: EbsegConfig, *, steps: int, seed: int = 0, structure: float = 10.0) -> EbsegStageConfig:
-    """Nano's recipe: a small batch of small pictures, a higher rate, fewer points (a mask has 4,096 pixels, not
+    """Nano's recipe: small batches of small pictures, a higher rate, fewer points (a mask has 4,096 pixels, not
     25,600), and CLIP's positions left alone, because they were learnt at this very size."""
     return EbsegStageConfig(
         model=model,
         size=256,
         steps=steps,
-        batch=8,
-        learning_rate=1e-3,
-        warmup_steps=200,
+        batch=4,
+        learning_rate=7e-4,
+        warmup_steps=100,
         train_sam=True,
         train_clip_positions=False,
         bf16=True,

@@ -38,7 +38,10 @@ LEVELS = (
         side=64, objects=(1, 1), object_side=(50, 60), batch=4, promote_at=2.0, least_steps=2, most_steps=2,
         text=False, templates=False,
     ),
-    Level(side=128, objects=(1, 2), object_side=(50, 60), batch=2, promote_at=2.0, least_steps=2, most_steps=2),
+    Level(
+        side=128, objects=(1, 2), object_side=(50, 60), batch=2, promote_at=2.0, least_steps=3, most_steps=3,
+        review=True,
+    ),
 )  # fmt: skip
 CLIP = ClipStageConfig(clip=TINY.clip, levels=LEVELS, bf16=False, warmup_steps=1)
 DISTILL = DistillStageConfig(steps=3, batch=2, windows=2, window_patches=(1, 2), teacher_side=64, bf16=False)
@@ -92,6 +95,31 @@ def test_a_resumed_stage_equals_an_unbroken_one(make: Any, tmp_path: Path) -> No
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]) if isinstance(value, Tensor) else value == got[name], name
+
+
+def test_review_steps_show_the_first_levels_pictures() -> None:
+    stage = clip_stage()
+    rows = [stage.step(step) for step in range(5)]
+    assert stage.finished(5)
+    kinds = ["review_accuracy" in row for row in rows]
+    assert kinds == [False, False, False, True, False]
+    assert [row["level"] for row in rows] == [0, 1, 1, 1, 2]
+
+
+def test_difficulty_rises_only_while_accuracy_holds() -> None:
+    stage = clip_stage()
+    stage._climb(LEVELS[0], 0.0)
+    assert stage.difficulty == CLIP.first_difficulty
+    stage.accuracy = 0.9
+    stage._climb(LEVELS[0], 1.0)
+    assert stage.difficulty == 1.0  # the level's last step: the next begins at full difficulty
+    assert (stage.level, stage.level_steps) == (1, 0)
+    patient = ClipStage(
+        dataclasses.replace(CLIP, levels=(dataclasses.replace(LEVELS[0], most_steps=9),)), paper_scenes()
+    )
+    patient.accuracy = 0.9
+    patient._climb(patient.config.levels[0], 1.0)
+    assert patient.difficulty == pytest.approx(CLIP.first_difficulty + CLIP.raise_by)
 
 
 def test_ebseg_training_lowers_the_loss() -> None:
