@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -173,7 +174,7 @@ class _Counts:
                 if self.agreement is not None:
                     self.agreement = Agreement(both=held["both"], first=held["first"], second=held["second"])
                 return int(held["done"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path}: a damaged state of a measurement", cure="delete it") from error
 
 
