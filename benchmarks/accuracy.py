@@ -174,7 +174,7 @@ class _Counts:
                 if self.agreement is not None:
                     self.agreement = Agreement(both=held["both"], first=held["first"], second=held["second"])
                 return int(held["done"])
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path}: a damaged state of a measurement", cure="delete it") from error
 
 
