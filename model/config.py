@@ -186,6 +186,7 @@ EBSEG_NANO = EbsegConfig(
     decoder_ffn=384,
     pixel_layers=2,
     pixel_ffn=384,
+    pixel_points=2,
     training_classes=57,
 )
 """Small enough to train on a laptop, for a canvas of 256x256; the same classes, other numbers. CLIP sees the picture at
