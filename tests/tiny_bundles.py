@@ -248,8 +248,10 @@ def _text(builder: _Builder, model: ModelSpec) -> None:
     vectors = builder.node("Gather", builder.constant(table), bucket)
     # Signs that change with the place: the same words of every prompt cancel, and names tell.
     positions = builder.constant(np.cos(np.arange(model.context_length) * 2.1).reshape(1, -1, 1))
-    mean = builder.node("ReduceMean", builder.node("Mul", vectors, positions), builder.shape(1), keepdims=0)
-    builder.node("LpNormalization", mean, out="prompt_embeddings", axis=1, p=2)
+    length = builder.node("Shape", "tokens", start=1, end=2)  # prompts come cut behind the longest text
+    positions = builder.node("Slice", positions, builder.shape(0), length, builder.shape(1))
+    total = builder.node("ReduceSum", builder.node("Mul", vectors, positions), builder.shape(1), keepdims=0)
+    builder.node("LpNormalization", total, out="prompt_embeddings", axis=1, p=2)
 
 
 def _values(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
