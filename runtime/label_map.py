@@ -264,5 +264,5 @@ def _check(
     for name, values in (("mask_logits", mask_logits), ("class_probabilities", class_probabilities)):
         if not np.isfinite(values).all():
             raise BackendError(
-                f"{name} holds NaN or infinity", cure="use the fp32 graphs; see docs/how-to/debug-accuracy.md"
+                f"{name} holds NaN or infinity", cure="check the bundle with `ebseg verify`, or use its fp32 graphs"
             )
