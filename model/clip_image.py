@@ -123,7 +123,7 @@ class ClipTrunk(nn.Module):
         embedding = self.positional_embedding
         side = round((embedding.shape[0] - 1) ** 0.5)
         if grid == (side, side):
-            return embedding
+            return embedding.clone()  # torch.export stumbles over a buffer that is a parameter
         patches = resize_grid(embedding[1:].reshape(side, side, -1), grid)
         return torch.cat((embedding[:1], patches.flatten(0, 1)))
 
