@@ -8,32 +8,21 @@ result = segmenter("street.jpg", words)
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from ..contract import (
-    ADAB_DECODER,
-    CLIP_IMAGE_ENCODER,
-    OPEN_VOCAB_HEAD,
-    SAM_IMAGE_ENCODER,
-    SIZED_GRAPHS,
-    GraphName,
-    Size,
-)
+from ..contract import Size
 from ..errors import InputError, VocabularyError
-from .backends import Backend, OpenGraph, open_backend
+from .backends import Backend, open_backend
 from .bundle import Bundle
 from .canvas import Placement, Resize, choose_canvas, place_picture
 from .label_map import label_map, score_maps
 from .palette import class_colours
 from .picture import MAX_PICTURE_PIXELS, RGB, PictureSource, read_picture
+from .pipeline import Pipeline, Prediction
 from .segmentation import Segmentation
 from .vocabulary import Vocabulary
 
@@ -41,18 +30,6 @@ if TYPE_CHECKING:
     from .vocabulary_build import Source
 
 __all__ = ["Prediction", "Segmentation", "Segmenter"]
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction:
-    """What the graphs say of a batch of canvases, before the label map."""
-
-    mask_logits: npt.NDArray[np.float32]
-    """(B, Q, H/4, W/4), before the sigmoid."""
-    class_probabilities: npt.NDArray[np.float32]
-    """(B, Q, N)."""
 
 
 class Segmenter:
@@ -82,12 +59,8 @@ class Segmenter:
         self.backend = backend
         self.precision = bundle.precisions[0] if precision is None else precision
         self.threads = threads
-        for size in bundle.sizes:  # an unknown precision is an error now, not with the first picture
-            bundle.graph(ADAB_DECODER, size, self.precision)
         self._max_pixels = max_pixels
-        self._graphs: dict[tuple[GraphName, Size | None], OpenGraph] = {}
-        self._lock = threading.Lock()
-        self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="ebseg-clip") if overlap else None
+        self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
 
     @classmethod
     def load(
@@ -233,35 +206,27 @@ class Segmenter:
         images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
         sizes = [place.valid_size for place in places]
         missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
-        inputs: dict[str, Array] = {
-            "image": np.stack(images + images[-1:] * missing),
-            "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
-        }
-        features = self._encode(canvas, inputs)
-        decoded = self._run(ADAB_DECODER, canvas, features)
-        words: dict[str, Array] = {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags}
-        classified = self._run(OPEN_VOCAB_HEAD, None, {**decoded, **words})
+        prediction = self._pipeline.run(
+            canvas,
+            {
+                "image": np.stack(images + images[-1:] * missing),
+                "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
+            },
+            {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags},
+        )
         return Prediction(
-            mask_logits=decoded["mask_logits"][: len(pictures)].astype(np.float32, copy=False),
-            class_probabilities=classified["class_probabilities"][: len(pictures)].astype(np.float32, copy=False),
+            mask_logits=prediction.mask_logits[: len(pictures)],
+            class_probabilities=prediction.class_probabilities[: len(pictures)],
         )
 
     def warm_up(self, canvas: Size | None = None) -> None:
         """Open the graphs of a canvas, or of all, now rather than with the first picture."""
         for size in self.bundle.sizes if canvas is None else (canvas,):
-            for name in SIZED_GRAPHS:
-                self._open(name, size)
-        self._open(OPEN_VOCAB_HEAD, None)
+            self._pipeline.open(size)
 
     def close(self) -> None:
         """Let go of the graphs."""
-        with self._lock:
-            for graph in self._graphs.values():
-                self.backend.close(graph)
-            self._graphs.clear()
-        if self._side_thread is not None:
-            self._side_thread.shutdown()
-            self._side_thread = None
+        self._pipeline.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -273,29 +238,6 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle!r}, backend={self.backend.name!r}, precision={self.precision!r})"
-
-    def _encode(self, canvas: Size, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Both image encoders; neither needs the other, so they overlap if they may."""
-        if self._side_thread is None:
-            return {**self._run(CLIP_IMAGE_ENCODER, canvas, inputs), **self._run(SAM_IMAGE_ENCODER, canvas, inputs)}
-        clip = self._side_thread.submit(self._run, CLIP_IMAGE_ENCODER, canvas, inputs)
-        sam = self._run(SAM_IMAGE_ENCODER, canvas, inputs)
-        return {**clip.result(), **sam}
-
-    def _run(self, name: GraphName, canvas: Size | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        graph = self._open(name, canvas)
-        # By name, and in the type the graph takes: an FP16 decoder after INT8 encoders has float16 inputs.
-        inputs = {each.name: tensors[each.name].astype(each.dtype, copy=False) for each in graph.spec.inputs}
-        return self.backend.run(graph, inputs)
-
-    def _open(self, name: GraphName, canvas: Size | None) -> OpenGraph:
-        with self._lock:
-            if (name, canvas) not in self._graphs:
-                record = self.bundle.graph(name, canvas, self.precision)
-                self._graphs[name, canvas] = self.backend.open(
-                    self.bundle.file(record.file), spec=record.spec, name=name
-                )
-            return self._graphs[name, canvas]
 
     def _checked(self, vocabulary: Vocabulary | Source) -> Vocabulary:
         words = vocabulary if isinstance(vocabulary, Vocabulary) else self.vocabulary(vocabulary)

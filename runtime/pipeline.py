@@ -1,0 +1,115 @@
+"""The graphs of a bundle in their order: canvases and words in, mask logits and class probabilities out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import (
+    ADAB_DECODER,
+    CLIP_IMAGE_ENCODER,
+    OPEN_VOCAB_HEAD,
+    SAM_IMAGE_ENCODER,
+    SIZED_GRAPHS,
+    GraphName,
+    Size,
+)
+from .backends import Backend, OpenGraph
+from .bundle import Bundle
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the graphs say of a batch of canvases, before the label map."""
+
+    mask_logits: npt.NDArray[np.float32]
+    """(B, Q, H/4, W/4), before the sigmoid."""
+    class_probabilities: npt.NDArray[np.float32]
+    """(B, Q, N)."""
+
+
+class Pipeline:
+    """Opens graphs at their first use and runs them; may be used by several threads.
+
+    Args:
+        bundle: has the graphs.
+        backend: runs them.
+        precision: one of the bundle's.
+        overlap: run the two image encoders at the same time.
+
+    Raises:
+        BundleError: a canvas of the bundle has no graphs of this precision.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, *, precision: str, overlap: bool = True) -> None:
+        for size in bundle.sizes:  # an unknown precision is an error now, not with the first picture
+            bundle.graph(ADAB_DECODER, size, precision)
+        self._bundle = bundle
+        self._backend = backend
+        self._precision = precision
+        self._graphs: dict[tuple[GraphName, Size | None], OpenGraph] = {}
+        self._lock = threading.Lock()
+        self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="ebseg-clip") if overlap else None
+
+    def run(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Array]) -> Prediction:
+        """Run the two image encoders, the decoder and the head.
+
+        Args:
+            canvas: one of the bundle's sizes.
+            picture: `image` uint8 (B, 3, H, W) and `valid_size` int32 (B, 2), B the bundle's batch.
+            words: `text_embeddings` float32 (N+1, D) and `seen` float32 (N,).
+
+        Raises:
+            BackendError: a graph could not be opened or run.
+        """
+        if self._side_thread is None:
+            clip = self._run(CLIP_IMAGE_ENCODER, canvas, picture)
+            sam = self._run(SAM_IMAGE_ENCODER, canvas, picture)
+        else:  # neither encoder needs the other
+            pending = self._side_thread.submit(self._run, CLIP_IMAGE_ENCODER, canvas, picture)
+            try:
+                sam = self._run(SAM_IMAGE_ENCODER, canvas, picture)
+            finally:  # also after an error: nothing may run on when the caller closes the graphs
+                clip = pending.result()
+        decoded = self._run(ADAB_DECODER, canvas, {**clip, **sam})
+        classified = self._run(OPEN_VOCAB_HEAD, None, {**decoded, **words})
+        return Prediction(
+            mask_logits=decoded["mask_logits"].astype(np.float32, copy=False),
+            class_probabilities=classified["class_probabilities"].astype(np.float32, copy=False),
+        )
+
+    def open(self, canvas: Size) -> None:
+        """Open the graphs of a canvas now."""
+        for name in SIZED_GRAPHS:
+            self._open(name, canvas)
+        self._open(OPEN_VOCAB_HEAD, None)
+
+    def close(self) -> None:
+        """Let go of the graphs. They are opened again if need be."""
+        with self._lock:
+            for graph in self._graphs.values():
+                self._backend.close(graph)
+            self._graphs.clear()
+
+    def _run(self, name: GraphName, canvas: Size | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        graph = self._open(name, canvas)
+        # By name, and in the type the graph takes: an FP16 decoder after INT8 encoders has float16 inputs.
+        inputs = {each.name: tensors[each.name].astype(each.dtype, copy=False) for each in graph.spec.inputs}
+        return self._backend.run(graph, inputs)
+
+    def _open(self, name: GraphName, canvas: Size | None) -> OpenGraph:
+        with self._lock:
+            if (name, canvas) not in self._graphs:
+                record = self._bundle.graph(name, canvas, self._precision)
+                self._graphs[name, canvas] = self._backend.open(
+                    self._bundle.file(record.file), spec=record.spec, name=name
+                )
+            return self._graphs[name, canvas]
