@@ -83,7 +83,7 @@ class Segmenter:
             precision: one of the bundle's; its first by default.
             overlap: run the two image encoders at the same time.
             check_hashes: see `Bundle.open`.
-            max_pixels: see `read_picture`.
+            max_pixels: the largest picture and output size; see `read_picture`.
 
         Raises:
             BundleError: the bundle is damaged, or has not this precision.
@@ -147,8 +147,8 @@ class Segmenter:
                 245 MB for 150 classes at 640x640.
 
         Raises:
-            InputError: the picture cannot be read, fits on no canvas, or a name in `scores` is not a class.
-            VocabularyError: the vocabulary was made by another text encoder.
+            InputError: the picture cannot be read or fits on no canvas, or the output size is too large.
+            VocabularyError: the vocabulary was made by another text encoder, or a name in `scores` is not a class.
             BackendError: a graph could not be opened or run.
         """
         return self.batch([image], vocabulary, resize=resize, canvas=canvas, output_size=output_size, scores=scores)[0]
@@ -170,8 +170,10 @@ class Segmenter:
         Returns:
             One result for each picture, in their order.
         """
+        if output_size is not None:
+            self._check_output_size(*output_size)
         words = self._checked(vocabulary)
-        scored = _scored_classes(scores, words)
+        scored = _scored_classes([scores] if isinstance(scores, str) else scores, words)
         pictures = [read_picture(image, max_pixels=self._max_pixels) for image in images]
         canvases = self.bundle.sizes if canvas is None else (canvas,)
         places = [choose_canvas(picture.shape[0], picture.shape[1], canvases, resize) for picture in pictures]
@@ -238,6 +240,17 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle!r}, backend={self.backend.name!r}, precision={self.precision!r})"
+
+    def _check_output_size(self, height: int, width: int) -> None:
+        """Before the graphs run: a label map, its overlay and its PNG take up to 10 bytes a pixel."""
+        if min(height, width) < 1:
+            raise InputError(f"output size {height}x{width} has no pixels", cure="give at least 1x1")
+        if self._max_pixels is not None and height * width > self._max_pixels:
+            raise InputError(
+                f"output size {height}x{width} is {height * width / 1e6:.0f} million pixels, "
+                f"the limit is {self._max_pixels / 1e6:.0f} million",
+                cure="give a smaller one, or raise max_pixels",
+            )
 
     def _checked(self, vocabulary: Vocabulary | Source) -> Vocabulary:
         words = vocabulary if isinstance(vocabulary, Vocabulary) else self.vocabulary(vocabulary)

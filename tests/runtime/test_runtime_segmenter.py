@@ -137,6 +137,16 @@ class TestSizes:
     def test_output_size(self, segmenter: Segmenter, words: Vocabulary, picture: Path) -> None:
         assert segmenter(picture, words, output_size=(33, 50)).labels.shape == (33, 50)
 
+    @pytest.mark.parametrize("size", [(0, 50), (50, -1), (99999, 99999)])
+    def test_unusable_output_size_is_refused_before_the_graphs_run(
+        self, tiny_bundle: Path, picture: Path, size: tuple[int, int]
+    ) -> None:
+        backend = FakeBackend()
+        segmenter = Segmenter.load(tiny_bundle, backend)
+        with pytest.raises(InputError, match=f"output size {size[0]}x{size[1]} "):
+            segmenter(picture, make_vocabulary(segmenter.bundle), output_size=size)
+        assert not backend.calls
+
     def test_resize_never_takes_the_pictures_own_pixels(self, tiny_bundle: Path, picture_pixels: np.ndarray) -> None:
         backend = FakeBackend()
         segmenter = Segmenter.load(tiny_bundle, backend)
@@ -174,6 +184,7 @@ class TestScores:
         some = segmenter(picture, words, scores=["tree", "sky"])
         assert some.scores is not None
         np.testing.assert_allclose(some.scores, every.scores[[3, 0]], rtol=1e-5)
+        assert segmenter(picture, words, scores="tree").scored == ("tree",)
 
     def test_unknown_class(self, segmenter: Segmenter, words: Vocabulary, picture: Path) -> None:
         with pytest.raises(VocabularyError, match="scores of 'cow': not a class of the vocabulary"):
