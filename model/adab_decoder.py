@@ -101,8 +101,8 @@ class OpenVocabHead(nn.Module):
     """The graph `open_vocab_head`: three embedding sets against text, balanced per class.
 
     For a seen class log(1e-8 + p_A^(1−α−γ) p_D^α p_B^γ), for a new one β instead of α; softmax over classes, times
-    one minus the background's share in A's logits; then log(· + 1e-8), softmax, background dropped, which is
-    (P + 1e-8) / Σ(P + 1e-8). Source: EBSeg (CVPR 2024), 'Adaptively balanced decoder', and the published code.
+    one minus the background's share in A's logits; then log(· + 1e-8), softmax, background dropped.
+    Source: EBSeg (CVPR 2024), 'Adaptively balanced decoder', and the published code.
     """
 
     scale: Tensor
@@ -123,7 +123,16 @@ class OpenVocabHead(nn.Module):
         share_d = seen * self.alpha + (1 - seen) * self.beta
         share_a = seen * (1 - self.alpha - self.gamma) + (1 - seen) * (1 - self.beta - self.gamma)
         mixed = share_a * log_a + share_d * log_d + self.gamma * log_b
-        balanced = torch.log(mixed.exp() + 1e-8).softmax(dim=-1)
+        balanced = _floored(mixed.exp())
         background = logits_a.softmax(dim=-1)[..., -1:]
-        joint = torch.cat((balanced * (1 - background), background), dim=-1) + 1e-8
-        return (joint / joint.sum(dim=-1, keepdim=True))[..., :-1]
+        return _floored(torch.cat((balanced * (1 - background), background), dim=-1))[..., :-1]
+
+
+def _floored(shares: Tensor) -> Tensor:
+    """softmax(log(shares + 1e-8)) along the last axis, which is shares + 1e-8 over their sum.
+
+    Times 1e8, because the exporter's optimiser takes 1e-8 for 0 and drops it, and where the three embedding sets
+    disagree every share is below it.
+    """
+    raised = shares * 1e8 + 1
+    return raised / raised.sum(dim=-1, keepdim=True)
