@@ -200,7 +200,7 @@ def _eager_side(config: CompareConfig, size: Size) -> Callable[[], Labels]:
     vocabulary = synthetic_vocabulary(bundle, config.classes_count, seed=config.seed)
     text = torch.from_numpy(np.array(vocabulary.text_embeddings))
     seen = torch.from_numpy(np.array(vocabulary.seen_flags))
-    picture = torch.from_numpy(synthetic_picture(size, seed=config.seed)).permute(2, 0, 1)
+    picture = torch.from_numpy(synthetic_picture(size, seed=config.seed).copy()).permute(2, 0, 1).contiguous()
     pixels = (size.height, size.width)
 
     def run() -> Labels:

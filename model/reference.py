@@ -271,7 +271,7 @@ def _masked_decoder(model: EBSeg, features: list[Tensor], mask_features: Tensor)
     batch = mask_features.shape[0]
     place = weights.query_embed.weight.expand(batch, -1, -1)
     x = weights.query_feat.weight.expand(batch, -1, -1)
-    projected = weights.attn_proj(mask_features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    projected = weights.attn_proj(mask_features.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).contiguous()
     projected = projected.unflatten(1, (config.clip.heads, config.mask_dim))
     predictions = [_predict(model, x, mask_features, projected)]
     for i in range(config.decoder_layers):
