@@ -27,7 +27,7 @@ from .progress import step_progress
     multiple=True,
     metavar="HxW",
     callback=lambda ctx, param, values: tuple(parse_size(ctx, param, value) for value in values),
-    help="Canvas, multiples of 32; may be repeated.  [default: 640x640]",
+    help="Canvas, multiples of 32; may be repeated.  [default: 640x640; ebseg-nano 256x256]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per run.")
 @click.option(
@@ -54,14 +54,14 @@ def command(
     if checkpoint is not None and seeded:
         raise click.UsageError("give --checkpoint or --seeded, not both")
     from ..contract import Size
-    from ..export.run import DEFAULT_SIZE, ExportRequest, export_checkpoint
+    from ..export.run import ExportRequest, export_checkpoint
     from .tables import bytes_text, print_json, print_table
 
     request = ExportRequest(
         model=model_name,
         checkpoint=checkpoint,
         seeded=seeded,
-        sizes=tuple(Size(height=height, width=width) for height, width in sizes) or (DEFAULT_SIZE,),
+        sizes=tuple(Size(height=height, width=width) for height, width in sizes),
         batch=batch,
         output=output,
         overwrite=overwrite,

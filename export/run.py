@@ -10,11 +10,10 @@ from ..errors import InputError
 from ..model.checkpoint import load_model
 from ..model.config import EbsegConfig, config_named
 from ..model.ebseg import EBSeg
+from ..model.shipped import shipped_weights
 from ..runtime.bundle import Bundle
 from ..runtime.hashing import file_sha256
 from .bundle_writer import ExportConfig, Progress, export_bundle
-
-DEFAULT_SIZE = Size(height=640, width=640)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,8 @@ class ExportRequest:
     """Weights; None takes the weights that ship with the variant."""
     seeded: bool = False
     """Take weights from the recipe in model.seeded instead."""
-    sizes: tuple[Size, ...] = (DEFAULT_SIZE,)
+    sizes: tuple[Size, ...] = ()
+    """Canvases; none takes the variant's default_canvas, a square."""
     batch: int = 1
     overwrite: bool = False
     threads: int | None = None
@@ -63,10 +63,11 @@ def export_checkpoint(request: ExportRequest, *, progress: Progress = lambda ste
         torch.set_num_threads(request.threads)
     progress("loading weights", 0, 1)
     model, provenance = _weights(request, config)
+    sizes = request.sizes or (Size(height=config.default_canvas, width=config.default_canvas),)
     return export_bundle(
         model,
         request.output,
-        ExportConfig(sizes=request.sizes, batch=request.batch, overwrite=request.overwrite, threads=request.threads),
+        ExportConfig(sizes=sizes, batch=request.batch, overwrite=request.overwrite, threads=request.threads),
         provenance={**provenance, "command": request.command} if request.command else provenance,
         progress=progress,
     )
@@ -77,10 +78,6 @@ def _weights(request: ExportRequest, config: EbsegConfig) -> tuple[EBSeg, dict[s
         from ..model.seeded import seeded_model
 
         return seeded_model(config), {"weights": "seeded (untrained; see model/seeded.py)"}
-    if request.checkpoint is None:
-        raise InputError(
-            f"model {config.name} has no weights of its own here",
-            cure="give --checkpoint FILE, or --seeded for untrained weights",
-        )
-    model = load_model(request.checkpoint, config)
-    return model, {"weights": request.checkpoint.name, "weights_sha256": file_sha256(request.checkpoint)}
+    checkpoint = shipped_weights(config) if request.checkpoint is None else request.checkpoint
+    model = load_model(checkpoint, config)
+    return model, {"weights": checkpoint.name, "weights_sha256": file_sha256(checkpoint)}

@@ -69,6 +69,8 @@ class EbsegConfig:
     pixel_points: int = 4
     norm_groups: int = 32
     training_classes: int = 171
+    default_canvas: int = 640
+    """Side of the square canvas that is exported unless another is asked for."""
 
     def __post_init__(self) -> None:
         if self.plain_blocks + self.surgery_blocks >= self.clip.layers:
@@ -188,6 +190,7 @@ EBSEG_NANO = EbsegConfig(
     pixel_ffn=384,
     pixel_points=2,
     training_classes=57,
+    default_canvas=256,
 )
 """Small enough to train on a laptop, for a canvas of 256x256; the same classes, other numbers. CLIP sees the picture at
 full size, and mask attention runs over all six of its blocks: in a ViT this shallow the last half alone cannot classify
