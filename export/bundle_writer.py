@@ -244,10 +244,19 @@ def _versions() -> dict[str, str]:
         if epoch
         else datetime.datetime.now(datetime.timezone.utc)
     )
-    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "segment-anything")
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "segment-anything")
+    installed = {name: _installed(name) for name in packages}
     return {
         "created": now.isoformat(timespec="seconds"),
         "ebseg-deploy": __version__,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name, version in installed.items() if version is not None},
     }
+
+
+def _installed(name: str) -> str | None:
+    """Version of an installed distribution; None if it is not (ONNX Runtime comes under two names)."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
