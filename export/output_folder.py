@@ -22,9 +22,9 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
         ExportError: the target exists and `overwrite` is False, cannot be written, or the disk is too small.
     """
     target = Path(os.path.abspath(target))
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:  # unlike Path.exists, False for a name no disk can hold
         raise ExportError(f"output {target} exists", cure="give --overwrite, or another -o")
-    if target.exists() and not (target.is_dir() and (target / "bundle.json").is_file()):
+    if os.path.exists(target) and not (target.is_dir() and (target / "bundle.json").is_file()):
         raise ExportError(f"output {target} exists and is not a bundle", cure="give another -o")
     partial = target.with_name(f".{target.name}.partial")
     previous = target.with_name(f".{target.name}.previous")
@@ -38,7 +38,7 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
                 cure="free some space, or give -o on another disk",
             )
         yield partial
-        if target.exists():
+        if os.path.exists(target):
             shutil.rmtree(previous, ignore_errors=True)
             target.rename(previous)
         partial.rename(target)
@@ -48,7 +48,7 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
             f"output {target}: cannot be written: {reason}", cure="check the path and its rights"
         ) from error
     finally:
-        if not target.exists() and previous.exists():
+        if not os.path.exists(target) and os.path.exists(previous):
             previous.rename(target)
         shutil.rmtree(previous, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def export_checkpoint(request: ExportRequest, *, progress: Progress = lambda ste
         ExportError: see bundle_writer.export_bundle.
     """
     config = config_named(request.model)
-    if request.output.exists() and not request.overwrite:
+    if os.path.exists(request.output) and not request.overwrite:
         raise InputError(f"output {request.output} exists", cure="give --overwrite, or another -o")
     if request.threads is not None:
         import torch
