@@ -72,3 +72,6 @@ SAME_ORDER: Mapping[str, float] = {
     "embeddings_d": 3e-5,  # 4.6e-6
     "class_probabilities": 5e-4,  # 4.4e-5
 }
+
+TEXT_EMBEDDINGS = 1e-5
+"""|difference| of a vocabulary's unit rows, built through the exported text encoder, from the golden's."""
