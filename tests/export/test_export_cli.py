@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from ebseg_deploy.cli import ebseg as root
 from ebseg_deploy.runtime.bundle import Bundle
 
 EBSEG = [sys.executable, "-m", "ebseg_deploy"]
@@ -33,9 +35,12 @@ def ebseg(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
         (("--model", "ebseg-b", "--seeded", "--batch", "0", "-o", "b.ebseg"), 2, "batch"),
     ],
 )
-def test_refused_before_any_work(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
-    result = ebseg("export", *arguments, folder=tmp_path)
-    assert result.returncode == code
+def test_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(root, ["export", *arguments])
+    assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""

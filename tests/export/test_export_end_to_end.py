@@ -66,9 +66,9 @@ def test_label_map_is_the_goldens(workplace: Path, vocabulary: Path) -> None:
     assert coarse_margin(differs, SIZE) <= GOLDEN_MARGIN
     (entry,) = json.loads(output)["pictures"]
     assert entry["canvas"] == SIZE
-    names = golden(SIZE)["classes"].tolist()
-    for name, share in entry["areas"].items():
-        assert share == pytest.approx(float((labels == names.index(name)).mean()), abs=1e-6)
+    for found in entry["classes"]:
+        assert found["name"] == golden(SIZE)["classes"][found["index"]]
+        assert found["area"] == pytest.approx(float((labels == found["index"]).mean()), abs=1e-6)
 
 
 def test_bundle_verifies(workplace: Path) -> None:
