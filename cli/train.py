@@ -11,6 +11,7 @@ VERBS = {
     "clip": LazyVerb("ebseg_deploy.cli.train_clip", "Stage 1: pictures and prompts, contrastively."),
     "distill": LazyVerb("ebseg_deploy.cli.train_distill", "Stage 2: CLIP learns to say what a region shows."),
     "ebseg": LazyVerb("ebseg_deploy.cli.train_ebseg", "Stage 3: masks of the seen classes, with SSC."),
+    "finetune": LazyVerb("ebseg_deploy.cli.train_finetune", "Stage 3 for B, L or nano on your own label maps."),
     "tune-balance": LazyVerb("ebseg_deploy.cli.train_tune_balance", "Choose α, β and γ on the validation split."),
     "ablate": LazyVerb("ebseg_deploy.cli.train_ablate", "A, B, D, A + B and balanced, of trained decoders."),
     "finish": LazyVerb("ebseg_deploy.cli.train_finish", "Write a run's weights as one fp16 .safetensors."),

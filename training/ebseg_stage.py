@@ -18,6 +18,7 @@ from ..contract import Size
 from ..model.config import EbsegConfig
 from ..model.ebseg import EBSeg, SizedGraphs
 from .losses import LossConfig, Supervised, ebseg_losses, weighted
+from .matching import Targets
 from .optimizer import adamw, poly_rate
 from .samples import Samples
 
@@ -70,16 +71,20 @@ class EbsegStage:
         model: with CLIP's weights in place, and SAM's unless it trains; the rest initialised.
         samples: the training set.
         text: (N, D) unit text embeddings of `samples.names`.
+        device: where to compute, "cpu" or "cuda".
     """
 
     name = "ebseg"
 
-    def __init__(self, config: EbsegStageConfig, model: EBSeg, samples: Samples, text: Tensor) -> None:
+    def __init__(
+        self, config: EbsegStageConfig, model: EBSeg, samples: Samples, text: Tensor, *, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.model = model
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
         self.samples = samples
-        self.text = text
+        self.text = text.to(self.device)
         self._freeze()
         self.optimizer = adamw(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
@@ -104,8 +109,13 @@ class EbsegStage:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images, valid_size, targets = self.samples.batch(step, config.batch)
+        images, valid_size = images.to(self.device), valid_size.to(self.device)
+        targets = [
+            Targets(classes=target.classes.to(self.device), masks=target.masks.to(self.device)) for target in targets
+        ]
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        graphs = self.model.graphs(Size(height=config.size, width=config.size))  # positions follow the weights
+        with self.device:
+            graphs = self.model.graphs(Size(height=config.size, width=config.size))  # positions follow the weights
         predictions = supervised_predictions(
             self.model, graphs, images, valid_size, self.text, frozen_clip=not config.train_clip_positions,
             bf16=config.bf16,
@@ -157,13 +167,13 @@ def supervised_predictions(
         bf16: autocast everything but the pixel decoder, which is FP32 in the published training too.
     """
     decoder = graphs.adab_decoder
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         with torch.set_grad_enabled(not frozen_clip):
             clip = graphs.clip_image_encoder(images, valid_size)
         sam = graphs.sam_image_encoder(images, valid_size)
     fusion = tuple(feature.float() for feature in clip.fusion)
     features = decoder.pixel_decoder(fusion, tuple(feature.float() for feature in sam))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         states = decoder.masked_decoder.queries(features)
         predictions = [decoder.masked_decoder.predict(state, features.mask_features) for state in states]
         embeddings = torch.cat([prediction.mask_embeddings for prediction in predictions], dim=1)

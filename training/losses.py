@@ -137,7 +137,8 @@ def _prediction_losses(
     config: LossConfig,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    wanted = torch.full(prediction.logits_a.shape[:2], prediction.logits_a.shape[2] - 1, dtype=torch.long)
+    background = prediction.logits_a.shape[2] - 1
+    wanted = torch.full_like(prediction.logits_a[..., 0], background, dtype=torch.long)
     for i, (queries, masks) in enumerate(pairs):
         wanted[i, queries] = targets[i].classes[masks]
     losses = {

@@ -74,7 +74,7 @@ def match(
     if not len(targets.classes):
         nothing = torch.zeros(0, dtype=torch.long)
         return nothing, nothing
-    where = random_points(1, points, generator)
+    where = random_points(1, points, generator, mask_logits.device)
     logits = sample_points(mask_logits.float(), where.expand(len(mask_logits), -1, -1))
     truth = sample_points(targets.masks, where.expand(len(targets.masks), -1, -1))
     cost = (

@@ -24,9 +24,11 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 
 
-def random_points(count: int, number: int, generator: torch.Generator | None = None) -> Tensor:
-    """(count, number, 2), uniform in 0..1."""
-    return torch.rand(count, number, 2, generator=generator)
+def random_points(
+    count: int, number: int, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
+    """(count, number, 2), uniform in 0..1; drawn on the CPU, so that a GPU gets the same points."""
+    return torch.rand(count, number, 2, generator=generator).to(device)
 
 
 @torch.no_grad()
@@ -51,8 +53,9 @@ def uncertain_points(
         (K, number, 2) as (x, y) in 0..1.
     """
     count = len(mask_logits)
-    candidates = random_points(count, int(number * oversample), generator)
+    device = mask_logits.device
+    candidates = random_points(count, int(number * oversample), generator, device)
     certainty = sample_points(mask_logits, candidates).abs()
     chosen = certainty.topk(int(number * importance), dim=1, largest=False).indices
     picked = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat((picked, random_points(count, number - picked.shape[1], generator)), dim=1)
+    return torch.cat((picked, random_points(count, number - picked.shape[1], generator, device)), dim=1)

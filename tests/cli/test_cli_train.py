@@ -91,3 +91,81 @@ def test_a_stage_reports_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mon
     assert "step 1, stopped; give the command again to go on" in first.stdout
     second = run("clip", "-r", tmp_path, "--max-steps", 5, "--json")
     assert json.loads(second.stdout) == {"stage": "clip", "step": 2, "finished": True, "figures": {}}
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Three small pictures with label maps, names, and weights of a tiny variant."""
+    import sys
+
+    import numpy as np
+    from ebseg_deploy.model import config as variants
+    from ebseg_deploy.model.checkpoint import save_checkpoint
+    from ebseg_deploy.model.ebseg import EBSeg
+    from PIL import Image
+
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1] / "training")])
+    from paper_sprites import TINY
+
+    monkeypatch.setitem(variants.VARIANTS, TINY.name, TINY)
+    data = {"images": tmp_path / "images", "labels": tmp_path / "labels", "names": tmp_path / "names.txt"}
+    data["names"].write_text("cat\nred fox\nsky\n")
+    for folder in (data["images"], data["labels"]):
+        folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        truth = rng.integers(0, 3, (3, 3), np.uint8).repeat(40, 0).repeat(40, 1)
+        Image.fromarray(truth).save(data["labels"] / f"{index}.png")
+        Image.fromarray(rng.integers(0, 256, (120, 120, 3), np.uint8)).save(data["images"] / f"{index}.png")
+    data["checkpoint"] = tmp_path / "tiny.pth"
+    save_checkpoint(EBSeg(TINY), data["checkpoint"])
+    return data
+
+
+def finetune(data: dict[str, Path], *more: object) -> Result:
+    words = [part for name, path in data.items() for part in (f"--{name}", path)]
+    return run("finetune", "--model", "ebseg-tiny", *words, "--size", 128, "--batch", 2, "--steps", 2, *more)
+
+
+def test_finetune_and_finish(own_data: dict[str, Path], tmp_path: Path) -> None:
+    from ebseg_deploy.model.checkpoint import read_state
+
+    result = finetune(own_data, "-r", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["finished"]
+    weights = tmp_path / "mine.safetensors"
+    result = run("finish", tmp_path / "run" / "finetune", "--model", "ebseg-tiny", "-o", weights)
+    assert result.exit_code == 0, result.output
+    before, after = read_state(own_data["checkpoint"]), read_state(weights)
+    changed = {
+        name
+        for name in after
+        if (before[name] - after[name].float()).abs().max() > 1e-3 * before[name].abs().max() + 1e-5
+    }
+    assert changed
+    assert all(
+        name.startswith("sem_seg_head.") or name.endswith(("pos_embed", "positional_embedding", "bg_embed"))
+        for name in changed
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "100"), "wanted a multiple of 32"),
+        (("--device", "toaster"), "no such device"),
+        (("--learning-rate", "0"), "Invalid value"),
+    ],
+)
+def test_finetune_faults(own_data: dict[str, Path], tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    result = finetune(own_data, "-r", tmp_path / "run", *words)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetune_names_a_label_beyond_the_names(own_data: dict[str, Path], tmp_path: Path) -> None:
+    own_data["names"].write_text("cat\n")
+    result = finetune(own_data, "-r", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "wanted below 1 or 255" in result.stderr

@@ -316,3 +316,13 @@ def test_region_accuracy_of_an_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebseg_deploy.training.regions.region_embeddings", oracle)
     result = region_accuracy(model, paper_scenes("val"), text, scenes=8)
     assert (result.b_seen, result.b_new, result.d_seen, result.d_new) == (1, 1, 0, 0)
+
+
+@pytest.mark.gpu
+def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU; PyTorch sees none")
+    stages = [tiny_ebseg_stage(), tiny_ebseg_stage()]
+    stages[1] = EbsegStage(EBSEG, stages[1].model, stages[1].samples, stages[1].text, device="cuda")
+    cpu, gpu = (stage.step(0) for stage in stages)
+    assert gpu["loss"] == pytest.approx(cpu["loss"], rel=1e-3)
