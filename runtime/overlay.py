@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .legend_font import legend_text
 
 OPACITY = 0.55
 """Of the class colours: names can be told by colour, and the picture still be seen."""
@@ -21,6 +23,8 @@ MAX_LEGEND_ROWS = 40
 class LegendRow:
     """One class of the legend."""
 
+    index: int
+    """Shown where no font has the letters of the name."""
     name: str
     colour: tuple[int, int, int]
     area: float
@@ -53,20 +57,22 @@ def draw_overlay(
 def add_legend(overlay: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
     """The overlay with a white panel below it: a swatch, the name and the area of each class, largest first."""
     size = int(min(max(overlay.width / 45, 13), 40))
-    font = ImageFont.load_default(size)
     shown = sorted(rows, key=lambda row: -row.area)
-    texts = [f"{_shortened(row.name)}  {100 * row.area:.1f} %" for row in shown[:MAX_LEGEND_ROWS]]
+    texts = []
+    for row in shown[:MAX_LEGEND_ROWS]:
+        name, font = legend_text(_shortened(row.name), row.index, size)
+        texts.append((f"{name}  {100 * row.area:.1f} %", font))
     if len(shown) > MAX_LEGEND_ROWS:
-        texts.append(f"and {len(shown) - MAX_LEGEND_ROWS} more")
+        texts.append((f"and {len(shown) - MAX_LEGEND_ROWS} more", legend_text("", 0, size)[1]))
     line, pad = round(1.6 * size), round(0.6 * size)
-    column = round(max(font.getlength(text) for text in texts)) + line + 2 * pad
+    column = round(max(font.getlength(text) for text, font in texts)) + line + 2 * pad
     width = max(overlay.width, column)
     columns = max(1, min(len(texts), width // column))
     lines = -(-len(texts) // columns)
     panel = Image.new("RGB", (width, overlay.height + lines * line + 2 * pad), "white")
     panel.paste(overlay, (0, 0))
     draw = ImageDraw.Draw(panel)
-    for i, text in enumerate(texts):
+    for i, (text, font) in enumerate(texts):
         left = pad + (i // lines) * (width // columns)
         top = overlay.height + pad + (i % lines) * line
         if i < MAX_LEGEND_ROWS:
@@ -76,7 +82,7 @@ def add_legend(overlay: Image.Image, rows: Sequence[LegendRow]) -> Image.Image:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."  # "…" is not in every font
 
 
 def _borders(labels: npt.NDArray[np.uint8 | np.uint16]) -> npt.NDArray[np.bool_]:

@@ -58,7 +58,7 @@ class Segmentation:
         rows = []
         for name, area in self.areas.items():
             red, green, blue = (int(value) for value in self.palette[index[name]])
-            rows.append(LegendRow(name=name, colour=(red, green, blue), area=area))
+            rows.append(LegendRow(index=index[name], name=name, colour=(red, green, blue), area=area))
         return add_legend(drawn, rows)
 
     def label_image(self) -> Image.Image:

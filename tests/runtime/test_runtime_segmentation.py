@@ -102,14 +102,14 @@ def test_legend_shows_a_swatch_for_every_class_below_the_picture() -> None:
 
 
 def test_legend_of_many_classes_with_long_names_stays_readable() -> None:
-    rows = [LegendRow(name=f"{'long ' * 40}{i}", colour=(9, 9, 9), area=0.001 * i) for i in range(100)]
+    rows = [LegendRow(index=i, name=f"{'long ' * 40}{i}", colour=(9, 9, 9), area=0.001 * i) for i in range(100)]
     image = add_legend(Image.new("RGB", (200, 100), "red"), rows)
     assert image.height < 100 + 2.5 * 13 * (MAX_LEGEND_ROWS + 2)
     assert image.width < 600
 
 
 def test_large_overlay_has_larger_text() -> None:
-    rows = [LegendRow(name="sky", colour=(9, 9, 9), area=1.0)]
+    rows = [LegendRow(index=0, name="sky", colour=(9, 9, 9), area=1.0)]
     small, large = (add_legend(Image.new("RGB", (side, side)), rows).height - side for side in (400, 2000))
     assert large > 2 * small
 
