@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..contract import MANIFEST_NAME
@@ -15,6 +16,8 @@ from .cache import CACHE_VARIABLE, cache_folder
 from .hashing import file_sha256
 
 COPY_CHUNK_BYTES = 1 << 20
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What Python's zip reader raises on damaged files and on kinds of zip it cannot read."""
 
 
 def is_archive(path: Path) -> bool:
@@ -46,7 +49,7 @@ def unpack_archive(path: Path, *, again: bool = False) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(path, target.parent, sum(info.file_size for info in entries.values()))
             _extract(archive, entries, target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGE as error:
         raise BundleError(f"bundle {path}: damaged zip: {error}", cure="copy the file again") from error
     except OSError as error:
         raise BundleError(

@@ -80,8 +80,11 @@ def _from_bytes(content: bytes, name: str, max_pixels: int | None) -> RGB:
     except UnidentifiedImageError:
         raise InputError(f"picture {name}: not a picture Pillow knows", cure="give a PNG or JPEG file") from None
     except Image.DecompressionBombError as error:
+        # "Image size (… pixels) exceeds limit of … pixels, could be decompression bomb DOS attack."
+        reason = str(error).partition(",")[0]
         raise InputError(
-            f"picture {name}: {error}", cure="shrink it first, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"picture {name}: {reason}",
+            cure="shrink it first; in Python, raise PIL.Image.MAX_IMAGE_PIXELS and max_pixels",
         ) from error
     except DAMAGE as error:
         raise _damaged(name, error) from error
@@ -93,7 +96,7 @@ def _from_image(image: Image.Image, name: str, max_pixels: int | None) -> RGB:
         raise InputError(
             f"picture {name}: {height}x{width} is {width * height / 1e6:.0f} million pixels, "
             f"the limit is {max_pixels / 1e6:.0f} million",
-            cure="shrink it first, or raise max_pixels",
+            cure="shrink it first; in Python, raise max_pixels",
         )
     if width < 1 or height < 1:
         raise InputError(f"picture {name}: {height}x{width} has no pixels", cure="give a PNG or JPEG file")

@@ -249,7 +249,7 @@ class Segmenter:
             raise InputError(
                 f"output size {height}x{width} is {height * width / 1e6:.0f} million pixels, "
                 f"the limit is {self._max_pixels / 1e6:.0f} million",
-                cure="give a smaller one, or raise max_pixels",
+                cure="give a smaller one; in Python, raise max_pixels",
             )
 
     def _checked(self, vocabulary: Vocabulary | Source) -> Vocabulary:

@@ -32,8 +32,8 @@ def refusal(path: Path, **options: bool) -> BundleError:
     return caught.value
 
 
-def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w") as archive_file:
+def zipped(folder: Path, target: Path, prefix: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(target, "w", compression) as archive_file:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 archive_file.write(file, prefix + file.relative_to(folder).as_posix())
@@ -232,6 +232,17 @@ def test_damaged_zip_leaves_nothing(tiny_bundle: Path, tmp_path: Path, monkeypat
     content[2000] ^= 255  # inside the first file's data, which the zip's checksum covers
     path.write_bytes(content)
     assert "damaged zip" in str(refusal(path))
+    assert not list((tmp_path / "cache" / "bundles").iterdir())
+
+
+def test_damaged_compressed_zip(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage may stop the decompressor before a checksum is looked at."""
+    monkeypatch.setenv("EBSEG_CACHE", str(tmp_path / "cache"))
+    path = zipped(tiny_bundle, tmp_path / "tiny.zip", compression=zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    content[500:700] = bytes(each ^ 0x5A for each in content[500:700])
+    path.write_bytes(content)
+    assert "damaged zip: Error -3" in str(refusal(path))
     assert not list((tmp_path / "cache" / "bundles").iterdir())
 
 
