@@ -177,10 +177,15 @@ def _serve(
             start = time.perf_counter()
             labels = run()
             pipe.send(((time.perf_counter() - start) * 1000, labels))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the other end has gone, or goes
+        return
     except EbsegError as error:
         pipe.send(EbsegError(str(error)))
-    except (EOFError, BrokenPipeError):
-        return
+    except ModuleNotFoundError as error:
+        pipe.send(EbsegError(f"{error.name} is not installed", cure="pip install 'ebseg-deploy[export]'"))
+    except Exception as error:  # as an answer; here it would be a traceback, and silence there
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        pipe.send(EbsegError(f"a side of the comparison failed: {text}", cure="check memory with `ebseg doctor`"))
 
 
 def _eager_side(config: CompareConfig, size: Size) -> Callable[[], Labels]:
