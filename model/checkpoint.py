@@ -58,6 +58,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return tensors
         except (SafetensorError, OSError, ValueError) as error:
             raise _unreadable(path, error) from error
+    with path.open("rb") as file:
+        start = file.read(1)
+    if start and not start.startswith((pickle.PROTO, b"P")):  # a pickle, or a zip's PK
+        raise CheckpointError(f"checkpoint {path}: not a file of PyTorch's", cure="give a .pth or .safetensors file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

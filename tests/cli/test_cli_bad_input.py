@@ -305,3 +305,12 @@ def test_a_graph_that_is_not_onnx(tmp_path: Path) -> None:
     for content in (b"", b"hello there, this is text"):
         (tmp_path / "x.onnx").write_bytes(content)
         assert_refused(run("inspect", tmp_path / "x.onnx"), "x.onnx")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"hello"])
+def test_a_checkpoint_that_is_something_else(tmp_path: Path, content: bytes) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "w.pth").write_bytes(content)
+    outcome = run("export", "--model", "ebseg-b", "--checkpoint", tmp_path / "w.pth", "-o", tmp_path / "b.ebseg")
+    assert_refused(outcome, "w.pth: not a file of PyTorch's")
+    assert not (tmp_path / "b.ebseg").exists()
