@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.threads import usable_cores
+
 PACKAGES = (
     "ebseg-deploy",
     "numpy",
@@ -118,15 +120,6 @@ def cpu_name() -> str:
         if answer:
             return answer
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Logical processors this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def container_memory() -> tuple[int, int]:

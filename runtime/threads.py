@@ -7,17 +7,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
+
+CONTAINER_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time per period, and the period: "150000 100000", or "max 100000"."""
 
 _held = threading.Lock()
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Logical processors this process may use: affinity and a container's quota applied; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, _, period = CONTAINER_QUOTA.read_text().strip().partition(" ")
+    except OSError:
+        return cores
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ebseg_deploy.contract import Size
 from ebseg_deploy.errors import BackendError, InputError
 from ebseg_deploy.runtime import label_map as module
+from ebseg_deploy.runtime import threads
 from ebseg_deploy.runtime.bilinear import mask_to_output_weights, resize_weights, support
 from ebseg_deploy.runtime.label_map import label_map, score_maps
 from ebseg_deploy.runtime.threads import single_threaded_blas, usable_cores
@@ -249,8 +251,17 @@ class TestThreads:
         thread.join()
         assert blas_threads() == before
 
-    def test_there_is_a_core(self) -> None:
-        assert usable_cores() >= 1
+    @pytest.mark.parametrize("quota", ["50000 100000", "199999 100000", "max 100000", "", None])
+    def test_a_containers_quota_counts(
+        self, quota: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(threads, "CONTAINER_QUOTA", tmp_path / "no-such-file")
+        all_of_them = usable_cores()
+        assert all_of_them >= 1
+        if quota is not None:
+            (tmp_path / "cpu.max").write_text(f"{quota}\n")
+            monkeypatch.setattr(threads, "CONTAINER_QUOTA", tmp_path / "cpu.max")
+        assert usable_cores() == (1 if quota and quota[0].isdigit() else all_of_them)
 
 
 def blas_threads() -> list[int]:
