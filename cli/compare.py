@@ -84,38 +84,40 @@ def command(
                     continue
                 found[picture] = label_agreement(of_a.labels, of_b.labels, len(names))
                 canvases[picture] = (str(of_a.canvas), str(of_b.canvas))
-    if found:
-        agreements = list(found.values())
-        total = sum(agreements[1:], start=agreements[0])
-        summary = _summary(total, names)
-        rows = [
-            {
-                "picture": str(picture),
-                "canvas_a": canvases[picture][0],
-                "canvas_b": canvases[picture][1],
-                "pixel_agreement": agreement.pixel_agreement,
-                "mean_iou": agreement.mean_iou,
-            }
-            for picture, agreement in found.items()
-        ]
-        if as_json:
-            from .tables import print_json
+    agreements = list(found.values())
+    total = sum(agreements[1:], start=agreements[0]) if agreements else None
+    summary = _summary(total, names)
+    rows = [
+        {
+            "picture": str(picture),
+            "canvas_a": canvases[picture][0],
+            "canvas_b": canvases[picture][1],
+            "pixel_agreement": agreement.pixel_agreement,
+            "mean_iou": agreement.mean_iou,
+        }
+        for picture, agreement in found.items()
+    ]
+    if as_json:
+        from .tables import print_json
 
-            failures = [{"picture": str(picture), "error": error} for picture, error in failed.items()]
-            print_json({"a": str(first), "b": str(second), **summary, "pictures": rows, "failed": failures})
-        else:
-            _print(rows, summary)
-        if fail_under is not None and 100 * total.pixel_agreement < fail_under:
-            percent = 100 * total.pixel_agreement
-            click.echo(f"error: {percent:.3f} % of the pixels agree, wanted {fail_under:g} %", err=True)
-            ctx.exit(1)
+        failures = [{"picture": str(picture), "error": error} for picture, error in failed.items()]
+        print_json({"a": str(first), "b": str(second), **summary, "pictures": rows, "failed": failures})
+    elif rows:
+        _print(rows, summary)
     if failed and len(pictures) > 1:
         click.echo(f"error: {len(failed)} of {len(pictures)} pictures failed, the others are done", err=True)
-    ctx.exit(1 if failed else 0)
+    too_low = total is not None and fail_under is not None and 100 * total.pixel_agreement < fail_under
+    if too_low:
+        click.echo(
+            f"error: {100 * summary['pixel_agreement']:.3f} % of the pixels agree, wanted {fail_under:g} %", err=True
+        )
+    ctx.exit(1 if failed or too_low else 0)
 
 
-def _summary(total: Agreement, names: tuple[str, ...]) -> dict[str, Any]:
-    """All pictures together; classes that neither bundle saw are left out."""
+def _summary(total: Agreement | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """All pictures together, None if there is none; classes that neither bundle saw are left out."""
+    if total is None:
+        return {"pixels": 0, "pixel_agreement": None, "mean_iou": None, "classes": []}
     classes = [
         {
             "index": i,

@@ -209,3 +209,25 @@ def test_compare_prints_tables_and_counts_bad_pictures(tiny_bundle: Path, pictur
     assert "all together" in outcome.stdout
     assert "100.00 %" in outcome.stdout
     assert outcome.stderr.splitlines()[-1] == "error: 1 of 2 pictures failed, the others are done"
+
+
+def test_compare_answers_in_json_even_if_no_picture_could_be_used(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ("--classes", CLASSES, "--json", "--fail-under", "50")
+    outcome = run("compare", tiny_bundle, tiny_bundle, tmp_path / "bad.png", *words)
+    assert outcome.exit_code == 1
+    answer = json.loads(outcome.stdout)
+    assert answer["pictures"] == []
+    assert answer["pixel_agreement"] is None
+    assert "0 bytes" in answer["failed"][0]["error"]
+
+
+def test_compare_tells_of_failed_pictures_and_of_too_little_agreement(
+    tiny_bundle: Path, make_tiny_bundle: Callable[..., Path], picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ("--classes", CLASSES, "--fail-under", "100")
+    outcome = run("compare", tiny_bundle, make_tiny_bundle(seed=1), picture, tmp_path / "bad.png", *words)
+    assert outcome.exit_code == 1
+    assert "1 of 2 pictures failed" in outcome.stderr
+    assert "wanted 100 %" in outcome.stderr
