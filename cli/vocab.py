@@ -227,11 +227,11 @@ def _shipped(path: Path) -> list[dict[str, Any]]:
 
 def _warn_of_pairs(whole: Vocabulary, parts: Sequence[Vocabulary]) -> list[str]:
     """Warnings of near-duplicates that met only now, coming from different parts; printed, too."""
-    from ..runtime.near_duplicates import describe_pair, near_duplicates
+    from ..runtime.near_duplicates import describe_pairs, near_duplicates
 
     origin = {name: number for number, part in reversed(list(enumerate(parts))) for name in part.names}
     pairs = near_duplicates(_entries_of(whole))
-    notes = [describe_pair(*pair) for pair in pairs if origin[pair[0]] != origin[pair[1]]]
+    notes = describe_pairs([pair for pair in pairs if origin[pair[0]] != origin[pair[1]]])
     _print_warnings(notes)
     return notes
 

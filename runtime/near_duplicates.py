@@ -31,6 +31,9 @@ AMERICAN_SPELLING = {
 TYPO_LETTERS = 8
 """Shortest word in which one changed letter counts as a slip: below it, house/horse and speaker/sneaker abound."""
 
+DESCRIBED = 20
+"""Pairs that are warned of one by one: beyond that nobody reads, and warnings bury what else was said."""
+
 GROUP = 8
 """Names before it that a name is compared with, in a group that shares all letters but one."""
 
@@ -39,16 +42,22 @@ def near_duplicates(entries: Sequence[ClassEntry]) -> tuple[tuple[str, str], ...
     """Pairs of classes that name nearly the same thing, in label order.
 
     A pair is found when the names differ in plural, hyphens, spaces or British spelling; when one class's name is
-    another's synonym; or when they differ by one letter of a word of eight letters or more. Takes time linear in the
-    number of classes.
+    another's synonym; or when they differ by one letter, not a digit, of a word of eight letters or more. Takes time
+    linear in the number of classes.
     """
     pairs = {pair for groups in (_same_words(entries), _one_slip(entries)) for pair in groups}
     return tuple((entries[first].name, entries[second].name) for first, second in sorted(pairs))
 
 
-def describe_pair(first: str, second: str) -> str:
-    """The warning for one pair, on one line."""
-    return f"{first!r} and {second!r} are nearly the same class: each pixel goes to one of them, almost by chance"
+def describe_pairs(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """A line of warning for each of the first DESCRIBED pairs, and one that counts the rest."""
+    lines = [
+        f"{first!r} and {second!r} are nearly the same class: each pixel goes to one of them, almost by chance"
+        for first, second in pairs[:DESCRIBED]
+    ]
+    if len(pairs) > DESCRIBED:
+        lines.append(f"and {len(pairs) - DESCRIBED} more pairs of names are nearly the same")
+    return lines
 
 
 def _same_words(entries: Sequence[ClassEntry]) -> Iterator[tuple[int, int]]:
@@ -77,8 +86,14 @@ def _one_slip(entries: Sequence[ClassEntry]) -> Iterator[tuple[int, int]]:
         for place, second in enumerate(indices):
             # Real groups are small; the limit keeps a list of thousands of near-equal names linear, too.
             for first in indices[max(0, place - GROUP) : place]:
-                if OSA.distance(" ".join(spelled[first]), " ".join(spelled[second])) == 1:
+                one, other = " ".join(spelled[first]), " ".join(spelled[second])
+                if OSA.distance(one, other) == 1 and _digits(one) == _digits(other):
                     yield first, second
+
+
+def _digits(name: str) -> str:
+    """Numbered names ("type 1042", "type 1043") are told apart by nothing else, and on purpose."""
+    return "".join(filter(str.isdigit, name))
 
 
 def _with_a_letter_less(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

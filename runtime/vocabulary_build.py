@@ -19,7 +19,7 @@ from .bundle import Bundle
 from .cache import cache_folder
 from .class_names import BENCHMARKS, ClassEntry, benchmark_classes, check_classes, read_classes
 from .embedding_cache import EmbeddingCache
-from .near_duplicates import describe_pair, near_duplicates
+from .near_duplicates import describe_pairs, near_duplicates
 from .seen_names import is_seen
 from .tokenizer import ClipTokenizer
 from .vocabulary import Vocabulary, unit_rows
@@ -93,8 +93,8 @@ def build_vocabulary(
         if progress is not None:
             progress(len(rows), len(entries))
 
-    for first, second in near_duplicates(entries):
-        warn(describe_pair(first, second))
+    for line in describe_pairs(near_duplicates(entries)):
+        warn(line)
     _warn_of_cut_names(entries, templates, tokenizer, warn)
     return Vocabulary(
         names=tuple(entry.name for entry in entries),

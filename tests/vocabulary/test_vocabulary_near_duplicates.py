@@ -6,7 +6,7 @@ import time
 
 import pytest
 from ebseg_deploy.runtime.class_names import ClassEntry, benchmark_classes
-from ebseg_deploy.runtime.near_duplicates import describe_pair, near_duplicates
+from ebseg_deploy.runtime.near_duplicates import DESCRIBED, describe_pairs, near_duplicates
 
 
 def pairs(*names: str) -> tuple[tuple[str, str], ...]:
@@ -75,6 +75,18 @@ def test_tens_of_thousands_of_names_take_seconds() -> None:
     assert time.perf_counter() - start < 30  # comparing every pair would take an hour
 
 
+def test_numbered_names_are_different_things() -> None:
+    assert pairs(*(f"specimen{number}" for number in range(300))) == ()
+    assert pairs("specimen 12", "specimem 12") == (("specimen 12", "specimem 12"),)
+
+
 def test_the_warning_is_one_line() -> None:
-    assert describe_pair("cat", "cats").startswith("'cat' and 'cats' are nearly the same class")
-    assert "\n" not in describe_pair("cat", "cats")
+    (line,) = describe_pairs([("cat", "cats")])
+    assert line.startswith("'cat' and 'cats' are nearly the same class")
+    assert "\n" not in line
+
+
+def test_many_pairs_are_counted_rather_than_listed() -> None:
+    lines = describe_pairs([(f"cat {i}", f"cats {i}") for i in range(DESCRIBED + 100)])
+    assert len(lines) == DESCRIBED + 1
+    assert lines[-1] == "and 100 more pairs of names are nearly the same"
