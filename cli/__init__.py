@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
@@ -97,8 +98,9 @@ def describe(error: BaseException) -> str:
             return f"{package} is not installed; pip install 'ebseg-deploy[{EXTRAS[package]}]'"
     if isinstance(error, MemoryError):
         return "out of memory; use a smaller picture or canvas, fewer classes, or a machine with more memory"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; run again with --debug for the traceback"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; run again with --debug for the traceback"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{text}; this is unexpected: run again with --debug for the traceback"
 
@@ -116,5 +118,9 @@ def ebseg() -> None:
 
 def main() -> NoReturn:
     """Entry point of the `ebseg` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe of another encoding, or a file name that is no text, is no reason to stop.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     ebseg.main(prog_name="ebseg")
     raise AssertionError("click's standalone mode always exits")

@@ -43,8 +43,12 @@ def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout, indented; NaN, which JSON does not know, is a bug of ours."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """JSON on stdout, indented; NaN, which JSON does not know, is a bug of ours.
+
+    Letters stand as they are where stdout can show them all, else as JSON's own escapes.
+    """
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
 def bytes_text(count: float) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -51,6 +54,20 @@ def test_module_runs_as_the_command() -> None:
         [sys.executable, "-m", "ebseg_deploy", "--version"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, f"ebseg, version {__version__}\n")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_stdout_that_cannot_show_every_letter(tiny_bundle: Path, as_json: bool) -> None:
+    words = ["inspect", str(tiny_bundle), *(["--json"] if as_json else [])]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ebseg_deploy", *words], capture_output=True, timeout=60, check=False, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    if as_json:
+        assert json.loads(done.stdout)["kind"] == "bundle"
+    else:
+        assert b"\\u03b1" in done.stdout  # the α of "α, β, γ"
 
 
 def failing_group(error: BaseException) -> click.Group:
