@@ -166,6 +166,7 @@ class Segmenter:
         """Segment several pictures; arguments and errors as of one.
 
         Pictures that share a canvas run together, as many as the bundle was exported for (`ebseg export --batch`).
+        All are read before the first runs, and each result keeps its picture: give a long list in parts.
 
         Returns:
             One result for each picture, in their order.
@@ -197,14 +198,18 @@ class Segmenter:
 
         Returns:
             Mask logits and class probabilities, a row for each picture.
+
+        Raises:
+            InputError: no picture, too many, or places that do not belong to them or share no canvas.
         """
-        canvas = places[0].canvas
         batch = self.bundle.manifest.batch
-        if not 1 <= len(pictures) <= batch or any(place.canvas != canvas for place in places):
+        canvases = {place.canvas for place in places}
+        if not 1 <= len(pictures) <= batch or len(places) != len(pictures) or len(canvases) != 1:
             raise InputError(
-                f"{len(pictures)} pictures for a batch of {batch}, or of several canvases",
+                f"{len(pictures)} pictures in {len(places)} places on {len(canvases)} canvases, for a batch of {batch}",
                 cure="use Segmenter.batch, which sorts pictures into batches",
             )
+        canvas = places[0].canvas
         images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
         sizes = [place.valid_size for place in places]
         missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
