@@ -47,9 +47,10 @@ setup: $(VENV)/.ready-dev
 demo: $(VENV)/.ready-demo
 	$(BIN)/ebseg demo -o demo-output
 
-# Tests of one file share their bundles and models, so a file stays with one worker.
+# Tests of one file share their bundles and models, so a file stays with one worker; in order, because sorted by the
+# number of tests the longest file would come last.
 test: setup
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "$(QUICK)"
 
 # One process: some of these tests take 6 GB.
 test-all: setup

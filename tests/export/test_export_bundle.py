@@ -1,10 +1,16 @@
-"""What an exported bundle holds: five graphs, their borders, their weights, and numbers that are the model's."""
+"""What an exported bundle holds: five graphs, their borders, their weights, and numbers that are the model's.
+
+`ebseg verify` is here too: all of it needs one exported bundle, made once.
+"""
 
 from __future__ import annotations
 
 import getpass
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -221,3 +227,40 @@ def test_other_variants(name: str, tmp_path: Path) -> None:
 
 def test_tolerance_table_has_the_written_precision(exported: Bundle) -> None:
     assert set(exported.precisions) <= set(TOLERANCES)
+
+
+def ebseg(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ebseg_deploy", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_verify_says_what_passed(exported: Bundle, tmp_path: Path) -> None:
+    result = ebseg("verify", exported.path, "--json", "--threads", 1, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["passed"] is True
+    assert report["files"] == len(exported.manifest.files)
+    assert len(report["outputs"]) == 2 * (7 + 4 + 4 + 1 + 1)
+    table = ebseg("verify", exported.path, "--threads", 1, folder=tmp_path)
+    assert table.returncode == 0
+    assert "class_probabilities" in table.stdout
+    assert "DIFFERS" not in table.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--hashes-only",)])
+def test_verify_fails_on_a_changed_byte(exported: Bundle, tmp_path: Path, options: tuple[str, ...]) -> None:
+    copy = Path(shutil.copytree(exported.path, tmp_path / "copy.ebseg"))
+    path = copy / "graphs/fp32/adab_decoder.weights"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    result = ebseg("verify", copy, *options, folder=tmp_path)
+    assert result.returncode == 1
+    assert "sha256 of graphs/fp32/adab_decoder.weights differs" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_verify_hashes_only(exported: Bundle, tmp_path: Path) -> None:
+    result = ebseg("verify", exported.path, "--hashes-only", folder=tmp_path)
+    assert result.returncode == 0
+    assert "are as they were written" in result.stdout

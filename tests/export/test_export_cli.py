@@ -1,9 +1,7 @@
-"""`ebseg export` and `ebseg verify` as a user meets them: real processes, exit codes, and Ctrl-C."""
+"""`ebseg export` as a user meets it: refusals, exit codes, and Ctrl-C."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from ebseg_deploy.cli import ebseg as root
-from ebseg_deploy.runtime.bundle import Bundle
 
 EBSEG = [sys.executable, "-m", "ebseg_deploy"]
-
-
-def ebseg(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EBSEG, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -67,41 +60,10 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert traced.exists(), "the export did not begin"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # An interrupt inside code that torch made with exec() ends Python by the signal itself: 130 to every shell.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert errors.splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
     assert output == ""
     assert [path.name for path in tmp_path.iterdir()] == ["nano.ebseg"]
     assert (old / "bundle.json").read_text() == "the old one"
-
-
-def test_verify_says_what_passed(exported: Bundle, tmp_path: Path) -> None:
-    result = ebseg("verify", exported.path, "--json", "--threads", 1, folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert report["passed"] is True
-    assert report["files"] == len(exported.manifest.files)
-    assert len(report["outputs"]) == 2 * (7 + 4 + 4 + 1 + 1)
-    table = ebseg("verify", exported.path, "--threads", 1, folder=tmp_path)
-    assert table.returncode == 0
-    assert "class_probabilities" in table.stdout
-    assert "DIFFERS" not in table.stdout
-
-
-@pytest.mark.parametrize("options", [(), ("--hashes-only",)])
-def test_verify_fails_on_a_changed_byte(exported: Bundle, tmp_path: Path, options: tuple[str, ...]) -> None:
-    copy = Path(shutil.copytree(exported.path, tmp_path / "copy.ebseg"))
-    path = copy / "graphs/fp32/adab_decoder.weights"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-    result = ebseg("verify", copy, *options, folder=tmp_path)
-    assert result.returncode == 1
-    assert "sha256 of graphs/fp32/adab_decoder.weights differs" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_verify_hashes_only(exported: Bundle, tmp_path: Path) -> None:
-    result = ebseg("verify", exported.path, "--hashes-only", folder=tmp_path)
-    assert result.returncode == 0
-    assert "are as they were written" in result.stdout
