@@ -89,7 +89,7 @@ def command(
                     files = outcome.save(output, stems[picture], overlay=overlay)
                     entries.append(_entry(picture, outcome, files, seconds))
                     if not as_json:
-                        click.echo(_line(picture, outcome, files))
+                        click.echo(_line(picture, outcome, files, seconds))
                 report(len(entries) + len(failed), len(pictures))
         if as_json:
             print_json(
@@ -140,11 +140,10 @@ def _entry(picture: Path, result: Segmentation, files: dict[str, Path], seconds:
     return {"picture": str(picture), **paths, "seconds": round(seconds, 4), **result.to_dict()}
 
 
-def _line(picture: Path, result: Segmentation, files: dict[str, Path]) -> str:
+def _line(picture: Path, result: Segmentation, files: dict[str, Path], seconds: float) -> str:
     """A picture's line for people."""
     shown = list(result.areas.items())[:MOST_CLASSES]
     largest = [f"{name} {100 * area:.0f} %" if area >= 0.01 else f"{name} <1 %" for name, area in shown]
     more = len(result.areas) - len(largest)
-    return (
-        f"{picture} -> {files['labels']}  canvas {result.canvas}  {', '.join(largest)}{f', {more} more' * (more > 0)}"
-    )
+    shares = f"{', '.join(largest)}{f', {more} more' * (more > 0)}"
+    return f"{picture} -> {files['labels']}  canvas {result.canvas}  {seconds:.2f} s  {shares}"
