@@ -217,7 +217,7 @@ class TestBatches:
     def test_more_than_the_batch_at_once_is_refused(self, segmenter: Segmenter, words: Vocabulary) -> None:
         place = Placement(canvas=segmenter.bundle.sizes[0], valid_size=(30, 30))
         picture = np.zeros((30, 30, 3), dtype=np.uint8)
-        with pytest.raises(InputError, match="2 pictures in 2 places .*for a batch of 1"):
+        with pytest.raises(InputError, match=r"2 pictures in 2 places .*for a batch of 1"):
             segmenter.predict([picture, picture], [place, place], words)
         for pictures, places in (([], []), ([picture], []), ([], [place])):
             with pytest.raises(InputError, match=f"{len(pictures)} pictures in {len(places)} places"):
