@@ -24,7 +24,6 @@ PROVIDERS = {
     "TensorrtExecutionProvider": "with an NVIDIA GPU: the line above, and pip install tensorrt-cu12",
 }
 ENGINES = {
-    "openvino": "pip install openvino",
     "tensorrt": "with an NVIDIA GPU: pip install tensorrt-cu12; on Jetson it comes with JetPack",
     "tensorrt_rtx": "with a GeForce or RTX GPU: pip install tensorrt-rtx-cu12",
 }
@@ -54,7 +53,7 @@ def examine() -> list[Check]:
         checks += _machine()
     checks += _onnxruntime()
     checks += [_engine(module, cure) for module, cure in ENGINES.items()]
-    checks.append(_modules("export packages", EXPORT_MODULES, "pip install 'ebseg-deploy[export]'", needed=False))
+    checks.append(_modules("export packages", EXPORT_MODULES, "pip install 'ebseg-deploy[export,cpu]'", needed=False))
     checks.append(_cache())
     return checks
 

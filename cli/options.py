@@ -60,7 +60,7 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
-            help="Threads inside one operator; the engine's own choice by default.",
+            help="Threads inside one operator (the engine decides); the two image encoders run side by side.",
         ),
         click.option("--precision", help="Which of the bundle's precisions; its first by default."),
     )

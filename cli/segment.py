@@ -75,6 +75,8 @@ def command(
     failed: dict[Path, str] = {}
     entries: list[dict[str, Any]] = []
     with Segmenter.load(bundle, backend=backend, threads=threads, precision=precision) as segmenter:
+        if segmenter.backend.name == "fake":
+            warn("backend fake invents its numbers: the labels mean nothing")
         with progress_bar("encoding names") as report:
             vocabulary = segmenter.vocabulary(words, progress=report, warn=warn)
         stems = dict(zip(pictures, output_stems(pictures), strict=True))

@@ -63,7 +63,8 @@ def command(bundle: Path, hashes_only: bool, backend: str, threads: int | None, 
         )
     else:
         print_table(
-            f"{bundle}: {files} files are as they were written; graphs on the reference picture, against PyTorch",
+            f"{bundle}: {files} files are as they were written; graphs on the reference picture, against PyTorch "
+            "(relative: the worst 5 % of the queries left out)",
             ("graph", "size", "precision", "output", "largest |Δ|", "relative", "allowed", ""),
             [
                 (

@@ -22,7 +22,7 @@ PROVIDERS = {
 INSTALL = {
     "cpu": "pip install 'ebseg-deploy[cpu]'",
     "cuda": "pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]'",
-    "tensorrt": "pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]' tensorrt",
+    "tensorrt": "pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]' tensorrt-cu12",
     "nv-tensorrt-rtx": "install an ONNX Runtime built with --use_nv_tensorrt_rtx; see docs/how-to/choose-a-backend.md",
 }
 

@@ -40,7 +40,7 @@ def test_a_cpu_only_machine_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["CPUExecutionProvider"]["state"] == "ok"
     assert checks["CUDAExecutionProvider"]["state"] == "absent"
     assert "ebseg-deploy[gpu]" in checks["CUDAExecutionProvider"]["cure"]
-    assert checks["export packages"]["cure"] == "pip install 'ebseg-deploy[export]'"
+    assert checks["export packages"]["cure"] == "pip install 'ebseg-deploy[export,cpu]'"
     for engine in doctor.ENGINES:
         assert checks[engine]["state"] == "absent"
         assert "pip install" in checks[engine]["cure"]

@@ -233,3 +233,10 @@ def test_compare_tells_of_failed_pictures_and_of_too_little_agreement(
     assert outcome.exit_code == 1
     assert "1 of 2 pictures failed" in outcome.stderr
     assert "wanted 100 %" in outcome.stderr
+
+
+def test_the_fake_backend_says_that_it_invents(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    arguments = ["segment", str(tiny_bundle), str(picture), "--classes", "road, sky", "--backend", "fake"]
+    result = CliRunner().invoke(ebseg, [*arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.stderr
+    assert "warning: backend fake invents its numbers" in result.stderr
