@@ -15,6 +15,9 @@ from .train_options import run_options, run_stage, set_threads
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, scenes and sampled points.")
 @click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
 @click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
+@click.option(
+    "--start", type=click.Path(path_type=Path), help="Folder of an earlier stage 3: begin a schedule with its weights."
+)
 def command(
     folder: Path,
     data: Path | None,
@@ -26,6 +29,7 @@ def command(
     seed: int,
     ssc: float,
     name: str,
+    start: Path | None,
 ) -> None:
     """Stage 3: EBSeg's own training on scenes of seen classes: matching, masks, A and B, SSC; CLIP stays frozen.
 
@@ -34,5 +38,5 @@ def command(
     from ..training.recipes import ebseg_stage, training_scenes
 
     set_threads(threads)
-    stage = ebseg_stage(folder / "distill", training_scenes(data), steps=steps, seed=seed, structure=ssc)
+    stage = ebseg_stage(folder / "distill", training_scenes(data), steps=steps, seed=seed, structure=ssc, start=start)
     run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)

@@ -98,7 +98,11 @@ class EbsegStage:
         model.clip_visual_extractor.positional_embedding.requires_grad_(config.train_clip_positions)
 
     def config_values(self) -> dict[str, Any]:
-        return _plain(dataclasses.asdict(self.config))  # type: ignore[no-any-return]
+        """Without what training does not depend on: the balance is tuned afterwards."""
+        values: dict[str, Any] = _plain(dataclasses.asdict(self.config))
+        for name in ("alpha", "beta", "gamma", "default_canvas"):
+            del values["model"][name]
+        return values
 
     def finished(self, step: int) -> bool:
         return step >= self.config.steps

@@ -94,6 +94,7 @@ def ebseg_stage(
     steps: int,
     seed: int = 0,
     structure: float = 10.0,
+    start: Path | None = None,
     model: EbsegConfig = EBSEG_NANO,
 ) -> EbsegStage:
     """Stage 3 for nano, from stage 2's folder.
@@ -104,6 +105,7 @@ def ebseg_stage(
         steps: of the poly schedule.
         seed: of initial weights, scenes and sampled points.
         structure: weight of SSC; 0 trains without.
+        start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given.
         model: the variant.
     """
     content = read_checkpoint(distill_folder / LAST)
@@ -114,6 +116,8 @@ def ebseg_stage(
     network = EBSeg(model)
     load_weights(network, content["state"]["model"], str(distill_folder), clip_only=True)
     initialise(network, seed, sam=True)
+    if start is not None:
+        load_weights(network, read_checkpoint(start / LAST)["state"]["model"], str(start))
     samples = EmojiSamples(source, seed=seed)
     text = class_embeddings(network.text_encoder(), samples.names)
     return EbsegStage(nano_stage(model, steps=steps, seed=seed, structure=structure), network, samples, text)
