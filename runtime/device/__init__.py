@@ -1,0 +1,20 @@
+"""GPU memory, streams, events and graphs behind one small protocol."""
+
+from __future__ import annotations
+
+from .arrays import DeviceArray, as_device_array, device_array, is_device_array, pinned_array
+from .base import Device
+from .cuda_python import CudaPythonDevice
+from .recording import DeviceMisuse, RecordingDevice
+
+__all__ = [
+    "CudaPythonDevice",
+    "Device",
+    "DeviceArray",
+    "DeviceMisuse",
+    "RecordingDevice",
+    "as_device_array",
+    "device_array",
+    "is_device_array",
+    "pinned_array",
+]
