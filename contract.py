@@ -206,16 +206,6 @@ class GraphRecord(Record, frozen=True, kw_only=True):
     """Output name -> largest |ONNX Runtime − torch| seen by the exporter's check."""
 
 
-def engine_file(target: str, graph: GraphRecord) -> str:
-    """Where a bundle keeps the engine of one of its graphs, relative to the bundle.
-
-    Args:
-        target: "tensorrt" or "tensorrt-rtx".
-    """
-    stem = graph.file.rpartition("/")[2].removesuffix(".onnx")
-    return f"engines/{target}/{graph.precision}/{stem}.plan"
-
-
 class FileRecord(Record, frozen=True, kw_only=True):
     """Size and hash of one file."""
 

@@ -17,8 +17,10 @@ import numpy as np
 from ..contract import Size
 from ..errors import InputError, VocabularyError
 from .backends import Backend, open_backend
+from .backends.tensorrt_backend import TensorRtBackend
 from .bundle import Bundle
 from .canvas import Placement, Resize, choose_canvas, place_picture
+from .engine_pipeline import EnginePipeline
 from .label_map import label_map, score_maps
 from .palette import class_colours
 from .picture import MAX_PICTURE_PIXELS, RGB, PictureSource, read_picture
@@ -60,7 +62,11 @@ class Segmenter:
         self.precision = bundle.precisions[0] if precision is None else precision
         self.threads = threads
         self._max_pixels = max_pixels
-        self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
+        self._pipeline: Pipeline | EnginePipeline
+        if isinstance(backend, TensorRtBackend):
+            self._pipeline = EnginePipeline(bundle, backend, precision=self.precision, overlap=overlap)
+        else:
+            self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
 
     @classmethod
     def load(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from .arrays import DeviceArray, as_device_array, device_array, is_device_array, pinned_array
 from .base import Device
 from .cuda_python import CudaPythonDevice
-from .recording import DeviceMisuse, RecordingDevice
+from .recording import DeviceMisuseError, RecordingDevice
 
 __all__ = [
     "CudaPythonDevice",
     "Device",
     "DeviceArray",
-    "DeviceMisuse",
+    "DeviceMisuseError",
     "RecordingDevice",
     "as_device_array",
     "device_array",

@@ -14,9 +14,6 @@ import numpy.typing as npt
 from ...errors import BackendError
 from .base import Device
 
-LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
-"""What `__cuda_array_interface__` calls the two default streams; CUDA takes the same numbers as their handles."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceArray:
@@ -99,9 +96,9 @@ def pinned_array(device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike, o
     size = math.prod(shape) * kind.itemsize
     address = device.allocate_pinned(max(size, 1))
     owned.callback(device.free_pinned, address)
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    array: npt.NDArray[Any] = np.frombuffer(memory, dtype=np.uint8).view(kind).reshape(shape)
-    array[...] = 0
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    memory[...] = 0
+    array: npt.NDArray[Any] = memory.view(kind).reshape(shape)
     return array
 
 

@@ -32,7 +32,7 @@ Span = tuple[int, int]
 """First address and size in bytes."""
 
 
-class DeviceMisuse(AssertionError):
+class DeviceMisuseError(AssertionError):
     """The code under test would go wrong on a real GPU: a leak, a use after free, a race, a broken capture."""
 
 
@@ -95,7 +95,9 @@ class _Accesses:
     def check(self, span: Span, writes: bool, clock: Clock, what: str) -> None:
         for other, wrote, lane, tick, before in self.seen:
             if (writes or wrote) and _overlap(span, other) and clock.get(lane, 0) < tick:
-                raise DeviceMisuse(f"{what} and {before} touch the same memory with nothing between that orders them")
+                raise DeviceMisuseError(
+                    f"{what} and {before} touch the same memory with nothing between that orders them"
+                )
 
     def add(self, span: Span, writes: bool, lane: int, clock: Clock, what: str) -> None:
         if writes:  # whoever is ordered after this write is ordered after what it was ordered after
@@ -151,7 +153,7 @@ class RecordingDevice:
         with self._lock:
             self._refuse_while_capturing("free")
             if address not in self._memory:
-                raise DeviceMisuse(f"free of {address:#x}, which is not allocated")
+                raise DeviceMisuseError(f"free of {address:#x}, which is not allocated")
             self._refuse_while_used((address, len(self._memory[address])))
             del self._memory[address]
 
@@ -166,14 +168,15 @@ class RecordingDevice:
     def free_pinned(self, address: int) -> None:
         with self._lock:
             if address not in self._pinned:
-                raise DeviceMisuse(f"free_pinned of {address:#x}, which is not allocated")
+                raise DeviceMisuseError(f"free_pinned of {address:#x}, which is not allocated")
             self._refuse_while_used((address, len(self._pinned[address])))
             del self._pinned[address]
 
     def read(self, address: int, size: int) -> npt.NDArray[np.uint8]:
         """The bytes at a device address, as a kernel sees them."""
         start, block = self._block((address, size), "read")
-        return block[address - start : address - start + size]
+        found: npt.NDArray[np.uint8] = block[address - start : address - start + size]
+        return found
 
     # Streams and events
 
@@ -186,7 +189,7 @@ class RecordingDevice:
     def destroy_stream(self, stream: int) -> None:
         with self._lock:
             if self._stream(stream).pending:
-                raise DeviceMisuse(f"stream {stream:#x} destroyed with work on it")
+                raise DeviceMisuseError(f"stream {stream:#x} destroyed with work on it")
             del self._streams[stream]
 
     def synchronize(self, stream: int) -> None:
@@ -205,14 +208,14 @@ class RecordingDevice:
     def destroy_event(self, event: int) -> None:
         with self._lock:
             if event not in self._events:
-                raise DeviceMisuse(f"event {event:#x} does not exist")
+                raise DeviceMisuseError(f"event {event:#x} does not exist")
             del self._events[event]
 
     def record_event(self, event: int, stream: int) -> None:
         with self._lock:
             state = self._stream(stream)
             if event not in self._events:
-                raise DeviceMisuse(f"event {event:#x} does not exist")
+                raise DeviceMisuseError(f"event {event:#x} does not exist")
             _join(state.clock, self._host)
             mark = (stream, state.done + len(state.pending))
             self._events[event] = _Recorded(clock=dict(state.clock), mark=mark, capture=state.capture)
@@ -221,13 +224,13 @@ class RecordingDevice:
         with self._lock:
             state, recorded = self._stream(stream), self._events.get(event)
             if event not in self._events:
-                raise DeviceMisuse(f"event {event:#x} does not exist")
+                raise DeviceMisuseError(f"event {event:#x} does not exist")
             if recorded is None:
-                raise DeviceMisuse("a stream waits for an event that was never recorded: no order comes of it")
+                raise DeviceMisuseError("a stream waits for an event that was never recorded: no order comes of it")
             if state.capture is not None and recorded.capture != state.capture:
-                raise DeviceMisuse("a captured stream waits for an event from outside its capture")
+                raise DeviceMisuseError("a captured stream waits for an event from outside its capture")
             if recorded.capture is not None and recorded.capture not in self._notes:
-                raise DeviceMisuse("a stream waits for an event that was recorded in a capture that has ended")
+                raise DeviceMisuseError("a stream waits for an event that was recorded in a capture that has ended")
             state.capture = recorded.capture
             _join(state.clock, recorded.clock)
             if recorded.capture is None:
@@ -279,7 +282,7 @@ class RecordingDevice:
         with self._lock:
             state = self._stream(stream)
             if state.capture is not None:
-                raise DeviceMisuse(f"stream {stream:#x} is captured already")
+                raise DeviceMisuseError(f"stream {stream:#x} is captured already")
             state.capture = stream
             self._notes[stream] = ([], _Accesses())
             self._capturing[stream] = threading.get_ident()
@@ -287,7 +290,7 @@ class RecordingDevice:
     def end_capture(self, stream: int) -> int:
         with self._lock:
             if self._stream(stream).capture != stream:
-                raise DeviceMisuse("a capture ends on another stream than it began on")
+                raise DeviceMisuseError("a capture ends on another stream than it began on")
             del self._capturing[stream]
             origin = self._streams[stream]
             works, _ = self._notes.pop(stream)
@@ -297,14 +300,16 @@ class RecordingDevice:
             for key in members:
                 state = self._streams[key]
                 if origin.clock.get(key, 0) < state.clock.get(key, 0):
-                    raise DeviceMisuse("a capture ends while another stream in it has work that it did not wait for")
+                    raise DeviceMisuseError(
+                        "a capture ends while another stream in it has work that it did not wait for"
+                    )
             graph = self._handle(1)
             self._graphs[graph] = works
             return graph
 
     def launch_graph(self, graph: int, stream: int) -> None:
         if graph not in self._graphs:
-            raise DeviceMisuse(f"graph {graph:#x} does not exist")
+            raise DeviceMisuseError(f"graph {graph:#x} does not exist")
         works = self._graphs[graph]
 
         def act() -> None:
@@ -317,11 +322,11 @@ class RecordingDevice:
 
     def destroy_graph(self, graph: int) -> None:
         if graph not in self._graphs:
-            raise DeviceMisuse(f"graph {graph:#x} does not exist")
+            raise DeviceMisuseError(f"graph {graph:#x} does not exist")
         del self._graphs[graph]
 
     def check_released(self) -> None:
-        """Raise DeviceMisuse for what was allocated or created and not given back."""
+        """Raise DeviceMisuseError for what was allocated or created and not given back."""
         left = {
             "device blocks": self._memory,
             "pinned blocks": self._pinned,
@@ -331,7 +336,7 @@ class RecordingDevice:
         }
         found = [f"{len(each)} {what}" for what, each in left.items() if each]
         if found:
-            raise DeviceMisuse(f"leaked: {', '.join(found)}")
+            raise DeviceMisuseError(f"leaked: {', '.join(found)}")
 
     def _copy(self, kind: str, target: int, source: int, size: int, stream: int) -> None:
         def act() -> None:
@@ -341,7 +346,7 @@ class RecordingDevice:
         for address, on_host in ((source, from_host), (target, to_host)):
             found = self._block((address, size), kind)[0] in self._pinned
             if found != on_host:
-                raise DeviceMisuse(f"{kind}: {address:#x} is {'pinned host' if found else 'device'} memory")
+                raise DeviceMisuseError(f"{kind}: {address:#x} is {'pinned host' if found else 'device'} memory")
         work = _Work(kind=kind, name=kind, size=size, reads=((source, size),), writes=((target, size),), act=act)
         self._put(stream, work)
 
@@ -380,7 +385,7 @@ class RecordingDevice:
 
     def _stream(self, stream: int) -> _Stream:
         if stream not in self._streams:
-            raise DeviceMisuse(f"stream {stream:#x} does not exist")
+            raise DeviceMisuseError(f"stream {stream:#x} does not exist")
         return self._streams[stream]
 
     def _block(self, span: Span, what: str) -> tuple[int, Any]:
@@ -389,7 +394,7 @@ class RecordingDevice:
             for start, block in blocks.items():
                 if start <= address and address + size <= start + len(block):
                     return start, block
-        raise DeviceMisuse(f"{what}: {size} bytes at {address:#x} are not allocated, or freed already")
+        raise DeviceMisuseError(f"{what}: {size} bytes at {address:#x} are not allocated, or freed already")
 
     def _host_address(self, address: int) -> int:
         start, block = self._block((address, 1), "copy")
@@ -397,20 +402,20 @@ class RecordingDevice:
 
     def _refuse_while_capturing(self, what: str) -> None:
         if threading.get_ident() in self._capturing.values():
-            raise DeviceMisuse(f"{what} while a stream is captured")
+            raise DeviceMisuseError(f"{what} while a stream is captured")
 
     def _refuse_while_used(self, span: Span) -> None:
         for state in self._streams.values():
             for work in state.pending:
                 if any(_overlap(span, each) for each in (*work.reads, *work.writes)):
-                    raise DeviceMisuse(f"memory is freed while {work.name} on a stream still needs it")
+                    raise DeviceMisuseError(f"memory is freed while {work.name} on a stream still needs it")
         for works in self._graphs.values():
             if any(_overlap(span, each) for work in works for each in (*work.reads, *work.writes)):
-                raise DeviceMisuse("memory is freed that a graph still refers to")
+                raise DeviceMisuseError("memory is freed that a graph still refers to")
 
     def _handle(self, size: int) -> int:
         handle = self._next
-        self._next += -(-max(size, 1) // _ALIGNMENT + 1) * _ALIGNMENT  # a gap after each, so that overruns are seen
+        self._next += (-(-size // _ALIGNMENT) + 1) * _ALIGNMENT  # a gap after each, so that overruns are seen
         return handle
 
 
