@@ -20,6 +20,7 @@ from .lazy import LazyGroup, LazyVerb
 VERBS = {
     "demo": LazyVerb("ebseg_deploy.cli.demo", "See a photo go through a full-size model, from weights to label map."),
     "export": LazyVerb("ebseg_deploy.cli.export", "Turn a checkpoint into a bundle of ONNX graphs."),
+    "build": LazyVerb("ebseg_deploy.cli.build", "Build TensorRT engines from a bundle's graphs."),
     "vocab": LazyVerb("ebseg_deploy.cli.vocab", "Build, change and list vocabularies."),
     "segment": LazyVerb("ebseg_deploy.cli.segment", "Label the pixels of pictures with the words of a vocabulary."),
     "compare": LazyVerb("ebseg_deploy.cli.compare", "Say how far two bundles agree on pictures."),

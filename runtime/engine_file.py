@@ -201,9 +201,9 @@ def _check_host(plan: Path, sidecar: EngineSidecar, host: EngineHost) -> None:
     faults = [
         (sidecar.target != host.target, f"built for {sidecar.target}, this is {host.target}"),
         (sidecar.platform != here, f"built on {sidecar.platform}, this is {here}"),
-        # Plans are tied to major.minor.patch; the fourth number is the packaging's.
+        # TensorRT wants major, minor, patch and build alike.
         (
-            _release(sidecar.tensorrt_version) != _release(host.tensorrt_version),
+            sidecar.tensorrt_version != host.tensorrt_version,
             f"built with TensorRT {sidecar.tensorrt_version}, this is {host.tensorrt_version}",
         ),
         (
@@ -215,10 +215,6 @@ def _check_host(plan: Path, sidecar: EngineSidecar, host: EngineHost) -> None:
     if wrong:
         command = rebuild_command(sidecar, target=host.target, compute_capability=host.compute_capability)
         raise BackendError(f"engine {plan}: {'; '.join(wrong)}", cure=f"rebuild it here: {command}")
-
-
-def _release(version: str) -> tuple[str, ...]:
-    return tuple(version.split(".")[:3])
 
 
 def _label(graph: str, size: Size | None, precision: str) -> str:
