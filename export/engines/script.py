@@ -137,12 +137,13 @@ def _shapes(job: dict[str, Any]) -> list[str]:
         return []
     options = []
     for i, which in enumerate(("min", "opt", "max")):
-        parts = [
-            f"{each['name']}:{'x'.join(map(str, standalone.profile_shapes(each['shape'], job['settings']['profile'])[i]))}"
-            for each in dynamic
-        ]
+        parts = (f"{each['name']}:{'x'.join(map(str, _lengths(job, each)[i]))}" for each in dynamic)
         options.append(f"--{which}Shapes={','.join(parts)}")
     return options
+
+
+def _lengths(job: dict[str, Any], tensor: dict[str, Any]) -> list[tuple[int, ...]]:
+    return standalone.profile_shapes(tensor["shape"], job["settings"]["profile"])
 
 
 def _shell(jobs: list[dict[str, Any]]) -> str:
@@ -186,10 +187,8 @@ def _check(jobs: list[dict[str, Any]]) -> str:
         'cd "$(dirname "$0")"',
     ]
     for job in jobs:
-        shapes = [
-            f"{each['name']}:[{','.join(map(str, standalone.profile_shapes(each['shape'], job['settings']['profile'])[1]))}]"
-            for each in job["spec"]["inputs"]
-        ]
+        inputs = job["spec"]["inputs"]
+        shapes = [f"{each['name']}:[{','.join(map(str, _lengths(job, each)[1]))}]" for each in inputs]
         tolerance = "1e-3" if job["sidecar"]["precision"] == "fp32" else "5e-2"
         words = ["polygraphy", "run", job["graph_file"], "--trt", "--strongly-typed", "--onnxrt"]
         words += ["--input-shapes", *shapes, "--atol", tolerance, "--rtol", tolerance]
