@@ -99,6 +99,6 @@ class Device(Protocol):
 
         Args:
             shared: bytes of dynamic shared memory.
-            arguments: ctypes values, in the kernel's order; an address is a c_void_p.
+            arguments: ctypes values and structures, in the kernel's order; an address is a c_void_p.
         """
         ...

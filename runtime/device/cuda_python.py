@@ -6,6 +6,7 @@ It uses the GPU's primary context, which PyTorch, CuPy and TensorRT share. A hos
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Sequence
 from types import ModuleType
@@ -132,8 +133,9 @@ class CudaPythonDevice:
         arguments: Sequence[Any],
     ) -> None:
         driver = load_cuda("driver")
-        packed = (tuple(each.value for each in arguments), tuple(type(each) for each in arguments))
-        answer = driver.cuLaunchKernel(kernel, *grid, *block, shared, stream, packed, 0)
+        # CUDA's own form, an array of addresses of the values: it takes structs as well.
+        addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
+        answer = driver.cuLaunchKernel(kernel, *grid, *block, shared, stream, ctypes.addressof(addresses), 0)
         _checked(driver, "cuLaunchKernel", answer)
 
     def _call(self, function: str, *arguments: Any) -> Any:
