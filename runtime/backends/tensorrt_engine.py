@@ -88,7 +88,7 @@ class Engine:
             if not least <= length <= greatest:
                 raise BackendError(
                     f"engine {self.name}: {tensor.name} has {dimension} = {length}, built for {least} to {greatest}",
-                    cure=f"rebuild it with `ebseg build`, e.g. {_option(dimension, length, least)}",
+                    cure=f"rebuild it with `ebseg build`, e.g. {_option(dimension, length, least, greatest)}",
                 )
 
     def error(self, what: str, cure: str) -> BackendError:
@@ -182,12 +182,12 @@ def numpy_dtype(tensor: TensorSpec) -> np.dtype[Any]:
     return np.dtype(tensor.dtype)
 
 
-def _option(dimension: Dimension, length: int, least: int) -> str:
-    """How `ebseg build` is told of a dynamic dimension."""
-    name, wanted = str(dimension), length
+def _option(dimension: Dimension, length: int, least: int, greatest: int) -> str:
+    """How `ebseg build` is told to make room for a length of a dynamic dimension."""
+    name, less = str(dimension), 0
     if name == "classes_and_background":
-        name, wanted, least = "classes", length - 1, least - 1
-    return f"--{name} {min(least, wanted)}:{wanted}:{wanted}"
+        name, less = "classes", 1
+    return f"--{name} {min(least, length) - less}:{length - less}:{max(greatest, length) - less}"
 
 
 def _log(trt: ModuleType) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,24 +18,10 @@ from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.device import DeviceArray, DeviceMisuseError, RecordingDevice
 from ebseg_deploy.runtime.engine_pipeline import EnginePipeline
 from ebseg_deploy.runtime.pipeline import Pipeline, Prediction
-from fake_tensorrt import FakeTensorRt, write_engines
+from fake_tensorrt import FakeTensorRt
 
 CANVAS = Size(height=64, width=96)
 ENGINES = ["clip_image_encoder", "sam_image_encoder", "adab_decoder", "open_vocab_head"]
-
-
-@pytest.fixture(scope="session")
-def engine_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with engines for the fake TensorRT; shared: do not change it."""
-    folder = tmp_path_factory.mktemp("engines") / "tiny.ebseg"
-    return write_engines(Path(shutil.copytree(tiny_bundle, folder)))
-
-
-@pytest.fixture
-def device() -> Iterator[RecordingDevice]:
-    made = RecordingDevice()
-    yield made
-    made.check_released()
 
 
 def make(
