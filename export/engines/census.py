@@ -34,7 +34,10 @@ ALLOWED = {
 """Types that products may have, outside the islands."""
 
 REQUIRED = {"int8": "Int8", "fp8": "FP8"}
-"""The type that the image encoders must have products of; their other graphs are half precision."""
+"""The type that the image encoders must have products of; the other graphs are half precision."""
+
+USUAL = {"fp16": "Half", "bf16": "BFloat16", "int8": "Half", "fp8": "Half"}
+"""The type that some layer must have at least, in a graph that is no island as a whole."""
 
 QUANTISED: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
 
@@ -148,6 +151,15 @@ def check_promise(
         raise ExportError(
             f"engine {graph}: promised {precision}, but none of its {products} products is {required}",
             cure="quantise the graph again: its Q/DQ nodes are missing or stand where no product takes them up",
+        )
+    # Small products dissolve into other kernels, whose names do not tell: then the layers' own types must.
+    usual = (
+        USUAL.get(precision) if not any(island.graph == graph and island.nodes == "*" for island in ISLANDS) else None
+    )
+    if usual and not required and usual not in census.layers_by_type:
+        raise ExportError(
+            f"engine {graph}: promised {precision}, but none of its {census.layers} layers gives {usual}",
+            cure=f"convert the graph to {precision} again",
         )
     return census
 

@@ -73,8 +73,7 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
     network = builder.create_network(_network_flags(module))
     parser = module.OnnxParser(network, logger)
     if not parser.parse_from_file(job["graph_file"]):
-        reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise BuildRefusedError(f"the parser refuses it: {reason}", "see the log for the node")
+        raise BuildRefusedError(f"the parser refuses it: {_parser_error(parser)}", "export the bundle again")
     _check_border(module, network, job["spec"])
     config = builder.create_builder_config()
     _configure(module, builder, config, job)
@@ -102,6 +101,14 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
         "seconds": time.monotonic() - started,
         "peak_bytes": _peak_bytes(),
     }
+
+
+def _parser_error(parser: Any) -> str:
+    if not parser.num_errors:
+        return "no reason given"
+    error = parser.get_error(0)
+    node = " ".join(str(getattr(error, what)()) for what in ("node_operator", "node_name") if hasattr(error, what))
+    return f"node {node}: {error.desc()}" if node.strip() else str(error.desc())
 
 
 def _network_flags(module: Any) -> int:
