@@ -146,8 +146,8 @@ class EngineLane:
         """Note a run as a CUDA graph and launch it; where an engine cannot be captured, say so once and run it."""
         reason = "an engine is not capturable"
         if all(context.capturable(self.stream) for context in self._contexts.values()):
-            self._device.begin_capture(self.stream)
             try:
+                self._device.begin_capture(self.stream)
                 self._enqueue()
             except BackendError as error:
                 reason = str(error)

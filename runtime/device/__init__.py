@@ -5,6 +5,7 @@ from __future__ import annotations
 from .arrays import DeviceArray, as_device_array, device_array, is_device_array, pinned_array
 from .base import Device
 from .cuda_python import CudaPythonDevice
+from .pycuda_device import PyCudaDevice
 from .recording import DeviceMisuseError, RecordingDevice
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Device",
     "DeviceArray",
     "DeviceMisuseError",
+    "PyCudaDevice",
     "RecordingDevice",
     "as_device_array",
     "device_array",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ebseg_deploy.errors import BackendError
-from ebseg_deploy.runtime.device import CudaPythonDevice, Device, RecordingDevice
+from ebseg_deploy.runtime.device import CudaPythonDevice, Device, PyCudaDevice, RecordingDevice
 from ebseg_deploy.runtime.device.cuda_python import load_cuda
 from fake_tensorrt import REAL_CLASSES
 
@@ -72,7 +72,7 @@ def test_real_logger_takes_our_subclass_and_a_broken_plan_is_refused(trt: Module
 
 def test_devices_have_the_protocols_methods() -> None:
     for name, wanted in public(Device).items():
-        for kind in (CudaPythonDevice, RecordingDevice):
+        for kind in (CudaPythonDevice, PyCudaDevice, RecordingDevice):
             found = getattr(kind, name)
             if inspect.isfunction(wanted):
                 assert inspect.signature(found) == inspect.signature(wanted), f"{kind.__name__}.{name}"
