@@ -2,8 +2,8 @@
 
     python -m ebseg_deploy.export.engines.builder < job.json > answers.jsonl
 
-A process of its own, because a builder that crashes takes its process with it (ONNX Attention crashes TensorRT for
-RTX), because its memory goes back to the system, and because it can be ended at any time.
+A process of its own, because a builder that crashes takes its process with it, because its memory goes back to the
+system, and because it can be ended at any time.
 """
 
 from __future__ import annotations

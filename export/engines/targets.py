@@ -15,8 +15,8 @@ from ...errors import InputError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 NEWEST_OPSET = 19
-"""From opset 20 on GridSample falls back to nearest in TensorRT (NVIDIA/TensorRT#4646); Attention (23) crashes the
-builder of TensorRT for RTX."""
+"""From opset 20 on GridSample falls back to nearest in TensorRT (NVIDIA/TensorRT#4646); TensorRT for RTX 1.7 has no
+kernel for Attention (23) in FP32, and has been seen to crash on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
