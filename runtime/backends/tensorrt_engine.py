@@ -66,21 +66,29 @@ class Engine:
             inputs=tuple(self._tensor(each, known.get(each)) for each in inputs),
             outputs=tuple(self._tensor(each, known.get(each)) for each in names if each not in inputs),
         )
-        self._limits = {each: self._engine.get_tensor_profile_shape(each, 0) for each in inputs}
+        self._limits = {tensor.name: self._profile(tensor) for tensor in self.spec.inputs}
 
     def limits(self, tensor: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Least and greatest shape of an input."""
-        least, _, greatest = self._limits[tensor]
-        return tuple(least), tuple(greatest)
+        return self._limits[tensor]
 
     def create_context(self) -> EngineContext:
         """State for one run at a time; it takes the engine's activation memory on the GPU."""
-        context = self._engine.create_execution_context()
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        config = None
+        if strategies is None:
+            context = self._engine.create_execution_context()
+        else:
+            # TensorRT for RTX compiles kernels for a shape at its first run. By default it does so beside the run, on
+            # slower kernels meanwhile, and a CUDA graph would keep those for good; here the run waits.
+            config = self._engine.create_runtime_config()
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            context = self._engine.create_execution_context(config)
         if context is None:
             raise self.error(
                 "TensorRT gave no execution context", cure="free GPU memory, or allow fewer concurrent runs"
             )
-        return EngineContext(self, context)
+        return EngineContext(self, context, config)
 
     def check_shape(self, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
         """Raise BackendError if an input's shape is outside the engine's profile."""
@@ -95,6 +103,13 @@ class Engine:
         """An error with what TensorRT logged last."""
         said = " | ".join(self._log.messages)
         return BackendError(f"engine {self.name}: {what}{f': {said}' if said else ''}", cure=cure)
+
+    def _profile(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        fixed = tuple(length for length in tensor.shape if isinstance(length, int))
+        if len(fixed) == len(tensor.shape):
+            return fixed, fixed
+        least, _, greatest = self._engine.get_tensor_profile_shape(tensor.name, 0)
+        return tuple(least), tuple(greatest)
 
     def _tensor(self, name: str, known: TensorSpec | None) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
@@ -119,8 +134,9 @@ class Engine:
 class EngineContext:
     """One engine's state for one run at a time."""
 
-    def __init__(self, engine: Engine, context: Any) -> None:
+    def __init__(self, engine: Engine, context: Any, config: Any = None) -> None:
         self.engine = engine
+        self._config = config  # TensorRT's; to live as long as the context
         self._context = context
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -142,7 +158,11 @@ class EngineContext:
                     f"shape {shapes[tensor.name]} of {tensor.name} was refused",
                     cure="build it again with `ebseg build`",
                 )
-        unknown = self._context.infer_shapes()
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise self.engine.error(f"no shapes follow from {dict(shapes)}: {text}", cure="export it again") from error
         outputs = {
             each.name: tuple(int(length) for length in self._context.get_tensor_shape(each.name))
             for each in self.engine.spec.outputs
@@ -172,7 +192,7 @@ class EngineContext:
             )
 
     def capturable(self, stream: int) -> bool:
-        """Whether a run may become part of a CUDA graph. TensorRT says so from 11 on; before, trying tells."""
+        """Whether a run may become part of a CUDA graph. TensorRT for RTX says so; with TensorRT, trying tells."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream))
 

@@ -108,6 +108,24 @@ class DataType(enum.Enum):
     INT64 = 8
 
 
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self._strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
+    @property
+    def dynamic_shapes_kernel_specialization_strategy(self) -> DynamicShapesKernelSpecializationStrategy:
+        return self._strategy
+
+    @dynamic_shapes_kernel_specialization_strategy.setter
+    def dynamic_shapes_kernel_specialization_strategy(self, value: DynamicShapesKernelSpecializationStrategy) -> None:
+        self._strategy = value
+
+
 class ILogger:
     class Severity(enum.Enum):
         INTERNAL_ERROR = 0
@@ -137,11 +155,12 @@ class FakeTensorRt:
         refuse: bool = False,
         fail_after: int | None = None,
         capturable: bool = True,
+        rtx: bool = True,
         changes: Mapping[str, Any] | None = None,
     ) -> None:
         self.__version__ = VERSION
         self.device = device
-        self.refuse, self.fail_after, self.is_capturable = refuse, fail_after, capturable
+        self.refuse, self.fail_after, self.is_capturable, self.rtx = refuse, fail_after, capturable, rtx
         self.changes = {} if changes is None else changes
         self.plans = self.runs = self.live_contexts = 0
         self.TensorIOMode, self.TensorLocation, self.DataType, self.ILogger = (
@@ -150,6 +169,9 @@ class FakeTensorRt:
             DataType,
             ILogger,
         )
+
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802
         assert logger.ready, "ILogger.__init__ was not called"
@@ -202,11 +224,21 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert name in self.inputs
         assert profile_index == 0
+        assert min(self.get_tensor_shape(name)) < 0  # what TensorRT says of fixed shapes is not written anywhere
         shape = self.tensors[name].shape
         return [tuple(PROFILE[d][place] if isinstance(d, str) else d for d in shape) for place in range(3)]
 
-    def create_execution_context(self) -> IExecutionContext:
-        return IExecutionContext(self)
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, runtime_config: IRuntimeConfig | None = None) -> IExecutionContext:
+        context = IExecutionContext(self)
+        context.specialised = (
+            runtime_config is not None
+            and runtime_config.dynamic_shapes_kernel_specialization_strategy
+            is DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        return context
 
 
 class IExecutionContext:
@@ -226,13 +258,16 @@ class IExecutionContext:
             self._device.free(self._activations)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+        fixed = self._engine.get_tensor_shape(name)
+        least, _, most = self._engine.get_tensor_profile_shape(name, 0) if min(fixed) < 0 else [fixed] * 3
         if len(shape) != len(least) or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
             return False
         self._shapes[name] = shape
         return True
 
     def infer_shapes(self) -> list[str]:
+        if self._trt.changes.get("inconsistent"):
+            raise RuntimeError("Error in\n inferring shapes")
         return [name for name, shape in self._shapes.items() if min(shape) < 0]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -281,6 +316,8 @@ class IExecutionContext:
         writes = [*(spans[name] for name in engine.outputs), (self._activations, ACTIVATION_BYTES)]
         device.enqueue(engine.graph, stream_handle, reads=reads, writes=writes, act=act)
         key = tuple(sorted(self._shapes.items()))
+        if device.operations[-1].captured and self._trt.rtx and not self.specialised:
+            raise DeviceMisuseError(f"engine {engine.graph} is captured with kernels that are still to be replaced")
         if device.operations[-1].captured and key not in self._warmed:
             raise DeviceMisuseError(f"engine {engine.graph} is captured before it ran once with these shapes")
         self._warmed.add(key)
@@ -291,6 +328,8 @@ REAL_CLASSES = SimpleNamespace(
     Runtime=Runtime,
     ICudaEngine=ICudaEngine,
     IExecutionContext=IExecutionContext,
+    IRuntimeConfig=IRuntimeConfig,
+    DynamicShapesKernelSpecializationStrategy=DynamicShapesKernelSpecializationStrategy,
     ILogger=ILogger,
     TensorIOMode=TensorIOMode,
     TensorLocation=TensorLocation,

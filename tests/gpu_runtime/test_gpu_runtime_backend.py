@@ -175,11 +175,20 @@ class TestRefusals:
             open_graph(backend, Bundle.open(engine_bundle), "text_encoder")
         assert "\n" not in str(caught.value)
 
-    def test_output_shapes_that_depend_on_values(self, engine_bundle: Path, device: RecordingDevice) -> None:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("vague", "shape of prompt_embeddings does not follow"),
+            ("inconsistent", "no shapes follow from .*: Error in inferring shapes"),
+        ],
+    )
+    def test_output_shapes_that_do_not_follow(
+        self, engine_bundle: Path, device: RecordingDevice, change: str, message: str
+    ) -> None:
         bundle = Bundle.open(engine_bundle)
-        backend, _ = make(device, changes={"vague": True})
+        backend, _ = make(device, changes={change: True})
         graph = open_graph(backend, bundle, "text_encoder")
-        with pytest.raises(BackendError, match="shape of prompt_embeddings does not follow"):
+        with pytest.raises(BackendError, match=message):
             backend.run(graph, inputs_of(bundle, "text_encoder", **LENGTHS))
 
     @pytest.mark.parametrize(

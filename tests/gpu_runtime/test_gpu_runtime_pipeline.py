@@ -57,6 +57,7 @@ def assert_same(found: Prediction, wanted: Prediction) -> None:
 
 
 class TestNumbers:
+    @pytest.mark.parametrize("rtx", [True, False])
     @pytest.mark.parametrize("overlap", [True, False])
     @pytest.mark.parametrize("cuda_graphs", [True, False])
     def test_equal_to_onnxruntime_run_after_run(
@@ -64,10 +65,12 @@ class TestNumbers:
         engine_bundle: Path,
         device: RecordingDevice,
         reference: Callable[..., Prediction],
+        rtx: bool,
         overlap: bool,
         cuda_graphs: bool,
     ) -> None:
-        pipeline, _ = make(engine_bundle, device, overlap=overlap, cuda_graphs=cuda_graphs)
+        trt = FakeTensorRt(device, rtx=rtx)
+        pipeline, _ = make(engine_bundle, device, trt, overlap=overlap, cuda_graphs=cuda_graphs)
         # Pictures, words and the number of classes change and come back.
         for seed, classes in ((0, 4), (1, 4), (2, 4), (2, 7), (3, 7), (4, 7), (5, 1), (6, 4), (6, 4), (7, 12)):
             assert_same(pipeline.run(CANVAS, *tensors(seed, classes)), reference(seed, classes))
