@@ -341,6 +341,8 @@ class EngineSidecar(Record, frozen=True, kw_only=True):
     memory: EngineMemory
     layers: tuple[LayerRecord, ...]
     """Empty when the builder gave no report."""
+    quantised_nodes: tuple[str, ...] = ()
+    """ONNX nodes of products whose two factors come out of Q/DQ pairs: those that are meant to be Int8 or FP8."""
     build_seconds: float
     provenance: dict[str, str]
 

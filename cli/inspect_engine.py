@@ -94,10 +94,10 @@ def _sidecar(path: Path) -> EngineSidecar:
 
 def _broken_promise(sidecar: EngineSidecar) -> str | None:
     from ..errors import ExportError
-    from ..export.engines.census import check_promise
+    from ..export.engines.census import check_engine_promise
 
     try:
-        check_promise(sidecar.layers, sidecar.graph, sidecar.precision, sidecar.settings.keep_fp32)
+        check_engine_promise(sidecar)
     except ExportError as error:
         return str(error)
     return None

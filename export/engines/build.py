@@ -37,7 +37,7 @@ from ...runtime.atomic_write import write_atomically
 from ...runtime.bundle import Bundle
 from ...runtime.engine_file import check_engine, host_platform, plan_name, sidecar_path
 from ...runtime.hashing import file_sha256
-from .census import check_promise
+from .census import check_engine_promise
 from .job import BuildJob, Built
 from .layer_report import read_layers, read_memory
 from .process import run_job
@@ -251,7 +251,7 @@ def _kept(plan: Plan, planned: PlannedEngine, version: str) -> Engine | None:
             return None
         if sidecar.settings != planned.settings:
             return None
-        check_promise(sidecar.layers, planned.record.name, plan.precision, planned.settings.keep_fp32)
+        check_engine_promise(sidecar)
     except EbsegError:
         return None
     return Engine(plan=path, sidecar=sidecar, kept=True)
@@ -277,7 +277,7 @@ def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Cal
         try:
             built = run_job(job, label=planned.label, log_name=log_path, watch=watch)
             sidecar = _sidecar(plan, planned, request, built, partial, partial_log)
-            check_promise(sidecar.layers, planned.record.name, plan.precision, planned.settings.keep_fp32)
+            check_engine_promise(sidecar)
         except ExportError:
             os.replace(partial_log, log_path)  # the reason is in it
             raise
@@ -345,6 +345,7 @@ def _sidecar(
             builder_peak_bytes=built.peak_bytes,
         ),
         layers=layers,
+        quantised_nodes=built.quantised_nodes,
         build_seconds=round(built.seconds, 2),
         provenance={
             "ebseg-deploy": __version__,

@@ -119,14 +119,38 @@ def offenders(
     ]
 
 
+def check_engine_promise(sidecar: EngineSidecar) -> Census:
+    """`check_promise` of what a sidecar says."""
+    return check_promise(
+        sidecar.layers,
+        sidecar.graph,
+        sidecar.precision,
+        keep_fp32=sidecar.settings.keep_fp32,
+        quantised_nodes=sidecar.quantised_nodes,
+    )
+
+
 def check_promise(
-    layers: Sequence[LayerRecord], graph: GraphName, precision: str, keep_fp32: Sequence[str] = ()
+    layers: Sequence[LayerRecord],
+    graph: GraphName,
+    precision: str,
+    *,
+    keep_fp32: Sequence[str] = (),
+    quantised_nodes: Sequence[str] = (),
 ) -> Census:
     """Hold the layers against the precision's promise.
 
+    Args:
+        layers: the builder's report.
+        graph: which graph it is.
+        precision: what was promised.
+        keep_fp32: patterns of ONNX nodes that need not keep it.
+        quantised_nodes: products that stand between Q/DQ pairs; of a quantised precision, all of them must have
+            become products of its type.
+
     Raises:
         ExportError: the builder gave no report, a product has a type that was not promised, or a quantised precision
-            has no quantised products where they belong.
+            lost its quantised products.
     """
     if not layers:
         raise ExportError(
@@ -152,6 +176,13 @@ def check_promise(
             f"engine {graph}: promised {precision}, but none of its {products} products is {required}",
             cure="quantise the graph again: its Q/DQ nodes are missing or stand where no product takes them up",
         )
+    lost = _lost(layers, REQUIRED.get(precision), quantised_nodes, keep_fp32)
+    if lost:
+        raise ExportError(
+            f"engine {graph}: promised {precision}, but {len(lost)} of {len(quantised_nodes)} products between Q/DQ "
+            f"pairs do not compute in {REQUIRED[precision]}, first {', '.join(lost[:3])}",
+            cure="take their Q/DQ pairs out, or name them with --keep-fp32 PATTERN",
+        )
     # Small products dissolve into other kernels, whose names do not tell: then the layers' own types must.
     usual = (
         USUAL.get(precision) if not any(island.graph == graph and island.nodes == "*" for island in ISLANDS) else None
@@ -162,6 +193,20 @@ def check_promise(
             cure=f"convert the graph to {precision} again",
         )
     return census
+
+
+def _lost(
+    layers: Sequence[LayerRecord], required: str | None, quantised_nodes: Sequence[str], keep: Sequence[str]
+) -> list[str]:
+    """Quantised nodes that no layer of the required type holds."""
+    if required is None:
+        return []
+    found = {node for layer in layers if layer.type == required and layer.role in PRODUCTS for node in layer.onnx_nodes}
+    return [
+        node
+        for node in quantised_nodes
+        if node not in found and not any(fnmatchcase(node, pattern) for pattern in keep)
+    ]
 
 
 def difference(first: EngineSidecar, second: EngineSidecar) -> list[tuple[str, str, str]]:

@@ -39,6 +39,8 @@ class Built(Record, frozen=True, kw_only=True, tag="built"):
     tensorrt_version: str
     compute_capabilities: tuple[str, ...]
     seconds: float
+    quantised_nodes: tuple[str, ...]
+    """As in the sidecar."""
     peak_bytes: int | None
     """Resident memory at its peak; None where the system does not say."""
 

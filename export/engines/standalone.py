@@ -20,6 +20,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -62,7 +63,7 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
         listener: told of progress where the module can.
 
     Returns:
-        `tensorrt_version`, `compute_capabilities`, `seconds`, `peak_bytes`.
+        `tensorrt_version`, `compute_capabilities`, `quantised_nodes`, `seconds`, `peak_bytes`.
 
     Raises:
         BuildRefusedError: the parser, the border check, the builder or the disk refuses.
@@ -75,6 +76,7 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
     if not parser.parse_from_file(job["graph_file"]):
         raise BuildRefusedError(f"the parser refuses it: {_parser_error(parser)}", "export the bundle again")
     _check_border(module, network, job["spec"])
+    quantised = _quantised_nodes(module, network)
     config = builder.create_builder_config()
     _configure(module, builder, config, job)
     monitor = None
@@ -98,6 +100,7 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
     return {
         "tensorrt_version": str(module.__version__),
         "compute_capabilities": capabilities,
+        "quantised_nodes": quantised,
         "seconds": time.monotonic() - started,
         "peak_bytes": _peak_bytes(),
     }
@@ -145,6 +148,27 @@ def _check_border(module: Any, network: Any, spec: dict[str, Any]) -> None:
                     f"the manifest says {tensor['dtype']} {tuple(tensor['shape'])}",
                     "export the bundle again",
                 )
+
+
+def _quantised_nodes(module: Any, network: Any) -> list[str]:
+    """ONNX nodes of products whose two factors come out of Q/DQ pairs, whatever moves lie between."""
+    moves = (module.LayerType.SHUFFLE, module.LayerType.IDENTITY)
+    products = (module.LayerType.MATRIX_MULTIPLY, module.LayerType.CONVOLUTION)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+
+    def is_dequantised(tensor: Any) -> bool:
+        maker = makers.get(tensor.name) if tensor is not None else None
+        while maker is not None and maker.type in moves:
+            maker = makers.get(maker.get_input(0).name)
+        return maker is not None and maker.type == module.LayerType.DEQUANTIZE
+
+    nodes = []
+    for layer in layers:
+        if layer.type in products and layer.num_inputs >= 2 and all(is_dequantised(layer.get_input(i)) for i in (0, 1)):
+            named = re.findall(r"\[ONNX Layer: ([^\]]*)\]", getattr(layer, "metadata", ""))
+            nodes += named or [layer.name]
+    return nodes
 
 
 def _configure(module: Any, builder: Any, config: Any, job: Job) -> None:
@@ -273,6 +297,7 @@ def _seal(plan: Path, job: Job, outcome: dict[str, Any]) -> None:
             "builder_peak_bytes": outcome["peak_bytes"],
         },
         "layers": [],
+        "quantised_nodes": outcome["quantised_nodes"],
         "build_seconds": outcome["seconds"],
         "provenance": {
             **job["sidecar"]["provenance"],
@@ -303,7 +328,12 @@ def main() -> None:
         if options.seal:
             if not plan.is_file():
                 sys.exit(f"{plan}: not built yet; run build.sh first")
-            outcome = {"tensorrt_version": str(module.__version__), "seconds": 0.0, "peak_bytes": None}
+            outcome = {
+                "tensorrt_version": str(module.__version__),
+                "seconds": 0.0,
+                "peak_bytes": None,
+                "quantised_nodes": [],
+            }
             _seal(plan, job, {**outcome, "compute_capabilities": wanted})
             continue
         print(f"{plan.name} …", flush=True)

@@ -74,6 +74,10 @@ def test_five_engines_with_sidecars_and_logs(bundle: Path, precision: str, encod
     by_graph = {engine.sidecar.graph: engine.sidecar for engine in engines}
     assert set(take_census(by_graph["adab_decoder"].layers).products_by_type) == {decoder}
     assert set(take_census(by_graph["open_vocab_head"].layers).products_by_type) == {"Float"}
+    quantised = {graph: len(sidecar.quantised_nodes) for graph, sidecar in by_graph.items()}
+    assert quantised == {
+        graph: 4 if precision == "int8" and graph.endswith("image_encoder") else 0 for graph in quantised
+    }
     if encoder:
         assert take_census(by_graph["sam_image_encoder"].layers).products_by_type == {encoder: 4}
     assert by_graph["open_vocab_head"].settings.profile["classes_and_background"] == DimensionRange(

@@ -212,9 +212,21 @@ def test_islands_and_patterns_excuse_fp32_and_nothing_else() -> None:
     check_promise([FLOAT], "open_vocab_head", "fp16")
     with pytest.raises(ExportError, match="1 Int8"):
         check_promise([INT8], "open_vocab_head", "fp16")
-    check_promise([HALF, FLOAT], "adab_decoder", "fp16", ["blocks.0/*"])
+    check_promise([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.0/*"])
     with pytest.raises(ExportError, match="1 Float"):
-        check_promise([HALF, FLOAT], "adab_decoder", "fp16", ["blocks.1/*"])
+        check_promise([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.1/*"])
+
+
+def test_every_product_between_qdq_pairs_counts() -> None:
+    layers = [INT8, layer("Half", node="blocks.1/MatMul"), layer("Int8", role="other", node="blocks.2/MatMul")]
+    nodes = ["blocks.0/MatMul", "blocks.1/MatMul", "blocks.2/MatMul"]
+    check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes[:1])
+    with pytest.raises(
+        ExportError, match=r"2 of 3 products between Q/DQ pairs.*first blocks\.1/MatMul, blocks\.2/MatM"
+    ):
+        check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes)
+    check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes, keep_fp32=["blocks.[12]/*"])
+    check_promise([HALF], "sam_image_encoder", "fp16", quantised_nodes=nodes[:1])
 
 
 def test_decoders_of_int8_bundles_are_half() -> None:
