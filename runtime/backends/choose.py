@@ -28,7 +28,8 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
     """Make a backend.
 
     Args:
-        name: one of BACKEND_NAMES. "auto" takes ONNX Runtime's CUDA provider when it is installed and the machine
+        name: one of BACKEND_NAMES; "tensorrt:FOLDER" or "tensorrt-rtx:FOLDER" for engines that do not lie in the
+            bundle. "auto" takes ONNX Runtime's CUDA provider when it is installed and the machine
             has an NVIDIA GPU, else ONNX Runtime on the CPU; the backend's `reason` says which and why. Engines are
             never picked by themselves: they have to be built first.
         threads: threads inside one operator on the CPU; None leaves it to the engine.
@@ -41,10 +42,10 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
         return OnnxRuntimeBackend(provider, threads=threads, reason=reason)
     if name == "fake":
         return FakeBackend()
-    for target in ENGINE_TARGETS:
-        if name == target:
-            return TensorRtBackend(target)
     engine, _, provider = name.partition(":")
+    for target in ENGINE_TARGETS:
+        if engine == target:
+            return TensorRtBackend(target, engines=Path(provider) if provider else None)
     if engine != "onnxruntime" or (provider and provider not in PROVIDERS):
         raise BackendError(f"backend {name!r}: no such backend", cure=f"choose from {', '.join(BACKEND_NAMES)}")
     return OnnxRuntimeBackend(provider or "cpu", threads=threads)

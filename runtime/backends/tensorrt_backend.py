@@ -42,7 +42,7 @@ class TensorRtBackend(Backend):
     Args:
         target: "tensorrt" or "tensorrt-rtx".
         device: the GPU; cuda-python's first by default.
-        engines: folder that holds <precision>/<graph>.plan; a bundle's own engines/<target> by default.
+        engines: the folder that `ebseg build -o` wrote; a bundle's own engines/<target>/<precision> by default.
         module: TensorRT's Python module; the target's own by default.
         reason: why this backend was picked.
 
@@ -72,8 +72,10 @@ class TensorRtBackend(Backend):
         Raises:
             BackendError: it was not built; names the command.
         """
-        folder = bundle.path / ENGINES_FOLDER / self.target if self._engines is None else self._engines
-        plan = folder / record.precision / plan_name(record.name, record.size)
+        folder = self._engines
+        if folder is None:
+            folder = bundle.path / ENGINES_FOLDER / self.target / record.precision
+        plan = folder / plan_name(record.name, record.size)
         if not plan.is_file():
             raise BackendError(
                 f"graph {record.name}: no engine {plan}",

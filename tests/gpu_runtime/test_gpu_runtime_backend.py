@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ebseg_deploy.contract import GRAPH_NAMES, GraphName
 from ebseg_deploy.errors import BackendError
-from ebseg_deploy.runtime.backends import OpenGraph, open_backend
+from ebseg_deploy.runtime.backends import OpenGraph, open_backend, tensorrt_backend
 from ebseg_deploy.runtime.backends.tensorrt_backend import TensorRtBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.device import RecordingDevice
@@ -147,9 +147,19 @@ class TestChecks:
             backend.graph_file(bundle, bundle.graph("text_encoder"))
 
     def test_engines_elsewhere(self, engine_bundle: Path, tiny_bundle: Path, device: RecordingDevice) -> None:
-        folder = engine_bundle / "engines" / "tensorrt-rtx"
+        folder = engine_bundle / "engines" / "tensorrt-rtx" / "fp32"
         with TensorRtBackend("tensorrt-rtx", device=device, module=FakeTensorRt(device), engines=folder) as backend:
             assert open_graph(backend, Bundle.open(tiny_bundle), "text_encoder").file.is_relative_to(folder)
+
+    def test_engines_elsewhere_by_name(
+        self, tmp_path: Path, tiny_bundle: Path, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tensorrt_backend, "CudaPythonDevice", lambda: device)
+        monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda target: FakeTensorRt(device))
+        bundle = Bundle.open(tiny_bundle)
+        backend = open_backend(f"tensorrt-rtx:{tmp_path / 'elsewhere'}")
+        with pytest.raises(BackendError, match=r"no engine .*elsewhere.text_encoder\.plan; ebseg build .*"):
+            backend.graph_file(bundle, bundle.graph("text_encoder"))
 
     def test_an_onnx_file(self, tiny_bundle: Path, device: RecordingDevice) -> None:
         backend, _ = make(device)
