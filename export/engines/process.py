@@ -52,7 +52,7 @@ def run_job(job: BuildJob, *, label: str, log_name: Path, watch: Watch = lambda 
     if isinstance(answer, Refused):
         raise ExportError(f"engine {label}: {answer.message}{_ending(log)}", cure=f"{answer.cure} ({log_name})")
     raise ExportError(
-        f"engine {label}: the builder died {_cause(code)}{_ending(log)}",
+        f"engine {label}: the builder {_cause(code)}{_ending(log)}",
         cure=f"see {log_name}; on memory, give a smaller --workspace or smaller ranges",
     )
 
@@ -89,12 +89,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _cause(code: int) -> str:
     if code >= 0:
-        return f"with exit code {code}"
+        return f"died with exit code {code}" if code else "ended without an answer"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"died of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _ending(log: Path) -> str:
