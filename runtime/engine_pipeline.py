@@ -11,7 +11,8 @@ pictures on the GPU already, or wants the results there, uses it directly:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from .backends.tensorrt_backend import TensorRtBackend, engine_of
 from .bundle import Bundle
 from .device import DeviceArray
 from .engine_lane import LANE_GRAPHS, RESULTS, EngineLane
+from .kernels import DeviceLabelMap
+from .label_map import Labels, label_map
 from .pipeline import Array, Prediction
 
 
@@ -79,6 +82,8 @@ class EnginePipeline:
         self._free: dict[Size, list[EngineLane]] = {}
         self._generation = 0
         """Grows with every `close`: a lane of an earlier one is not used again."""
+        self._label_map: DeviceLabelMap | None = None
+        self._label_map_failed = False
         self._lock = threading.Lock()
         self._places = threading.Semaphore(concurrent_runs)
 
@@ -113,6 +118,36 @@ class EnginePipeline:
             )
             lane.wait()
 
+    def label_maps(
+        self,
+        canvas: Size,
+        picture: Mapping[str, Any],
+        words: Mapping[str, Array],
+        sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+    ) -> list[Labels]:
+        """As `run`, and on to label maps, which are made on the GPU as well: the only thing to come back.
+
+        Where NVRTC is missing, they are made on the host, with one warning.
+
+        Args:
+            sizes: valid size and output size, rows and columns, of each of the first pictures of the batch.
+
+        Returns:
+            (H, W) uint8 for up to 256 classes, else uint16, for each of `sizes`.
+        """
+        kernel = self._kernel()
+        if kernel is None:
+            found = self.run(canvas, picture, words)
+            return [
+                label_map(found.mask_logits[row], found.class_probabilities[row], canvas, *each)
+                for row, each in enumerate(sizes)
+            ]
+        with self.on_device(canvas, picture, words) as there:
+            return [
+                kernel(there.mask_logits, there.class_probabilities, canvas, *each, stream=there.stream, row=row)
+                for row, each in enumerate(sizes)
+            ]
+
     def open(self, canvas: Size) -> None:
         """Load the engines of a canvas and make a lane now."""
         with self._lane(canvas):
@@ -131,6 +166,19 @@ class EnginePipeline:
             lane.close()
         for graph in graphs:
             self._backend.close(graph)
+        if self._label_map is not None:
+            self._label_map.close()
+
+    def _kernel(self) -> DeviceLabelMap | None:
+        """The label map kernel, compiled at the first call; None where that failed."""
+        with self._lock:
+            if self._label_map is None and not self._label_map_failed:
+                try:
+                    self._label_map = DeviceLabelMap(self._backend.device)
+                except BackendError as error:
+                    self._label_map_failed = True
+                    warnings.warn(f"label maps are made on the CPU: {error}", stacklevel=3)
+            return self._label_map
 
     @contextmanager
     def _lane(self, canvas: Size) -> Iterator[EngineLane]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..contract import Size
 from ..errors import InputError, VocabularyError
@@ -188,7 +189,11 @@ class Segmenter:
             members = [i for i, place in enumerate(places) if place.canvas == size]
             for start in range(0, len(members), self.bundle.manifest.batch):
                 chunk = members[start : start + self.bundle.manifest.batch]
-                prediction = self.predict([pictures[i] for i in chunk], [places[i] for i in chunk], words)
+                inputs = [pictures[i] for i in chunk], [places[i] for i in chunk], words
+                if isinstance(self._pipeline, EnginePipeline) and not scored:
+                    results |= zip(chunk, self._label_on_device(*inputs, output_size), strict=True)
+                    continue
+                prediction = self.predict(*inputs)
                 for row, i in enumerate(chunk):
                     results[i] = self._segmentation(pictures[i], places[i], prediction, row, words, output_size, scored)
         return [results[i] for i in range(len(pictures))]
@@ -204,24 +209,7 @@ class Segmenter:
         Returns:
             Mask logits and class probabilities, a row for each picture.
         """
-        canvas = places[0].canvas
-        batch = self.bundle.manifest.batch
-        if not 1 <= len(pictures) <= batch or any(place.canvas != canvas for place in places):
-            raise InputError(
-                f"{len(pictures)} pictures for a batch of {batch}, or of several canvases",
-                cure="use Segmenter.batch, which sorts pictures into batches",
-            )
-        images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
-        sizes = [place.valid_size for place in places]
-        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
-        prediction = self._pipeline.run(
-            canvas,
-            {
-                "image": np.stack(images + images[-1:] * missing),
-                "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
-            },
-            {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags},
-        )
+        prediction = self._pipeline.run(*self._batch_inputs(pictures, places, vocabulary))
         return Prediction(
             mask_logits=prediction.mask_logits[: len(pictures)],
             class_probabilities=prediction.class_probabilities[: len(pictures)],
@@ -246,6 +234,57 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle!r}, backend={self.backend.name!r}, precision={self.precision!r})"
+
+    def _batch_inputs(
+        self, pictures: Sequence[RGB], places: Sequence[Placement], vocabulary: Vocabulary
+    ) -> tuple[Size, dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """What a pipeline takes: canvas, pictures, words."""
+        canvas = places[0].canvas
+        batch = self.bundle.manifest.batch
+        if not 1 <= len(pictures) <= batch or any(place.canvas != canvas for place in places):
+            raise InputError(
+                f"{len(pictures)} pictures for a batch of {batch}, or of several canvases",
+                cure="use Segmenter.batch, which sorts pictures into batches",
+            )
+        images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
+        sizes = [place.valid_size for place in places]
+        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
+        return (
+            canvas,
+            {
+                "image": np.stack(images + images[-1:] * missing),
+                "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
+            },
+            {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags},
+        )
+
+    def _label_on_device(
+        self,
+        pictures: Sequence[RGB],
+        places: Sequence[Placement],
+        words: Vocabulary,
+        output_size: tuple[int, int] | None,
+    ) -> list[Segmentation]:
+        """Pictures that share a canvas, with their label maps made where the engines ran."""
+        assert isinstance(self._pipeline, EnginePipeline)
+        sizes = [(p.shape[0], p.shape[1]) if output_size is None else output_size for p in pictures]
+        valid = [place.valid_size for place in places]
+        found = self._pipeline.label_maps(
+            *self._batch_inputs(pictures, places, words), list(zip(valid, sizes, strict=True))
+        )
+        return [
+            Segmentation(
+                labels=labels,
+                names=words.names,
+                palette=class_colours(len(words)),
+                picture=picture,
+                canvas=place.canvas,
+                valid_size=place.valid_size,
+                scores=None,
+                scored=(),
+            )
+            for labels, picture, place in zip(found, pictures, places, strict=True)
+        ]
 
     def _check_output_size(self, height: int, width: int) -> None:
         """Before the graphs run: a label map, its overlay and its PNG take up to 10 bytes a pixel."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ...contract import Size
 from ...errors import BackendError
@@ -37,8 +40,20 @@ class LabelMapShape(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Buffers:
+    """Where the kernel writes, and pinned memory to fetch it."""
+
+    labels: DeviceArray
+    broken: DeviceArray
+    staged: npt.NDArray[np.uint8]
+    fault: npt.NDArray[np.int32]
+
+
 class DeviceLabelMap:
-    """Makes label maps from mask logits and class probabilities that lie on the GPU; one call at a time.
+    """Makes label maps from mask logits and class probabilities that lie on the GPU; one call at a time, others wait.
+
+    Its buffers grow with the largest label map and are kept until `close`.
 
     Args:
         device: where they lie. The kernel is compiled for it here, which takes about a second.
@@ -55,6 +70,9 @@ class DeviceLabelMap:
             np.dtype(np.uint8): device.load_kernel(image, "label_map_u8"),
             np.dtype(np.uint16): device.load_kernel(image, "label_map_u16"),
         }
+        self._lock = threading.Lock()
+        self._owned = ExitStack()
+        self._buffers: _Buffers | None = None
 
     def __call__(
         self,
@@ -87,24 +105,56 @@ class DeviceLabelMap:
         kind = np.dtype(label_dtype(class_probabilities.shape[-1]))
         device = self._device
         device.activate()
-        with ExitStack() as owned:
-            labels = device_array(device, output_size, kind, owned)
-            broken = device_array(device, (1,), np.int32, owned)
-            found = pinned_array(device, output_size, kind, owned)
-            fault = pinned_array(device, (1,), np.int32, owned)
-            owned.callback(device.synchronize, stream)  # also after an error, before the memory goes
-            device.copy_to_device(broken.address, host_address(fault), fault.nbytes, stream)
-            self.enqueue(mask_logits, class_probabilities, labels, broken, canvas, valid_size, stream=stream, row=row)
-            device.copy_to_host(host_address(found), labels.address, labels.nbytes, stream)
-            device.copy_to_host(host_address(fault), broken.address, broken.nbytes, stream)
-            device.synchronize(stream)
-            if fault[0]:
+        with self._lock:
+            try:
+                buffers = self._reserve(max(output_size[0] * output_size[1] * kind.itemsize, 1))
+                labels = DeviceArray(address=buffers.labels.address, shape=output_size, dtype=kind)
+                found = buffers.staged[: labels.nbytes].view(kind).reshape(output_size)
+                buffers.fault[0] = 0
+                device.copy_to_device(buffers.broken.address, host_address(buffers.fault), 4, stream)
+                self.enqueue(
+                    mask_logits,
+                    class_probabilities,
+                    labels,
+                    buffers.broken,
+                    canvas,
+                    valid_size,
+                    stream=stream,
+                    row=row,
+                )
+                device.copy_to_host(host_address(found), labels.address, labels.nbytes, stream)
+                device.copy_to_host(host_address(buffers.fault), buffers.broken.address, 4, stream)
+            finally:
+                device.synchronize(stream)  # also after an error: the buffers are used again
+            if buffers.fault[0]:
                 raise BackendError(
                     "mask_logits or class_probabilities hold NaN or infinity",
                     cure="check the engines with `ebseg verify`, or build them as fp32",
                 )
             result: Labels = found.copy()
             return result
+
+    def close(self) -> None:
+        """Give the buffers back; they are made again if need be."""
+        self._device.activate()
+        with self._lock:
+            self._buffers = None
+            self._owned.close()
+
+    def _reserve(self, size: int) -> _Buffers:
+        """Buffers for label maps of so many bytes: those of before, or larger ones."""
+        if self._buffers is None or self._buffers.labels.nbytes < size:
+            self._buffers = None
+            self._owned.close()
+            with ExitStack() as owned:
+                self._buffers = _Buffers(
+                    labels=device_array(self._device, (size,), np.uint8, owned),
+                    broken=device_array(self._device, (1,), np.int32, owned),
+                    staged=pinned_array(self._device, (size,), np.uint8, owned),
+                    fault=pinned_array(self._device, (1,), np.int32, owned),
+                )
+                self._owned = owned.pop_all()
+        return self._buffers
 
     def enqueue(
         self,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from ebseg_deploy.contract import Size
 from ebseg_deploy.errors import BackendError
 from ebseg_deploy.runtime.device import DeviceArray, RecordingDevice, device_array
-from ebseg_deploy.runtime.kernels import DeviceLabelMap, device_label_map
+from ebseg_deploy.runtime.kernels import DeviceLabelMap
 from ebseg_deploy.runtime.kernels.compile import LABEL_MAP_SOURCE, compile_kernels
 from ebseg_deploy.runtime.kernels.device_label_map import LabelMapShape
 from ebseg_deploy.runtime.label_map import label_map, score_maps
@@ -28,29 +26,6 @@ ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "110", "120")
 EQUAL_SCORES = 2e-6
 
 HostFunction = Callable[..., np.ndarray]
-
-
-@pytest.fixture(scope="session")
-def on_host(tmp_path_factory: pytest.TempPathFactory) -> HostFunction:
-    """The kernel's source as C++: labels of (Q, h, w) masks and (Q, N) probabilities, and whether it saw NaN."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None or sys.platform == "win32":
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("label_map") / "label_map.so"
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, "-x", "c++", *flags, "-o", library, LABEL_MAP_SOURCE], check=True)
-    function = ctypes.CDLL(str(library)).label_map_on_host
-    function.restype = None
-
-    def run(masks: np.ndarray, probabilities: np.ndarray, shape: LabelMapShape) -> tuple[np.ndarray, bool]:
-        masks, probabilities = np.ascontiguousarray(masks), np.ascontiguousarray(probabilities)
-        labels = np.full((shape.output_height, shape.output_width), 65535, dtype=np.uint16)
-        broken, sigmoids = ctypes.c_int(0), np.zeros(shape.queries, dtype=np.float32)
-        pointers = [ctypes.c_void_p(each.ctypes.data) for each in (masks, probabilities, labels)]
-        function(*pointers, ctypes.byref(broken), ctypes.byref(shape), ctypes.c_void_p(sigmoids.ctypes.data))
-        return labels, bool(broken.value)
-
-    return run
 
 
 def case(seed: int, queries: int, classes: int, rows: int, columns: int, spread: float) -> tuple:
@@ -166,47 +141,6 @@ class TestCompilation:
 
 
 class TestDeviceLabelMap:
-    @pytest.fixture
-    def device(self, on_host: HostFunction, monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
-        """A device whose kernels compute with the C++ build."""
-        monkeypatch.setattr(device_label_map, "compile_kernels", lambda source, capability: b"")
-        device = RecordingDevice()
-        load = device.load_kernel
-
-        def load_kernel(image: bytes, name: str) -> int:
-            kernel = load(image, name)
-            kind = {"label_map_u8": np.uint8, "label_map_u16": np.uint16}[name]
-
-            def start(stream: int, grid: tuple, block: tuple, shared: int, arguments: tuple) -> None:
-                masks, probabilities, labels, broken = (each.value for each in arguments[:4])
-                shape = arguments[4]
-                pixels = shape.output_height * shape.output_width
-                assert grid[0] * block[0] >= shape.output_width > (grid[0] - 1) * block[0]
-                assert grid[1:] == (shape.output_height, 1)
-                assert shared == 4 * shape.queries * block[0]
-                mask_bytes = 4 * shape.queries * shape.mask_height * shape.mask_width
-                spans = [(masks, mask_bytes), (probabilities, 4 * shape.queries * shape.classes)]
-                written = [(labels, pixels * np.dtype(kind).itemsize), (broken, 4)]
-
-                def act() -> None:
-                    planes = (shape.queries, shape.mask_height, shape.mask_width)
-                    found, fault = on_host(
-                        device.read(*spans[0]).view(np.float32).reshape(planes),
-                        device.read(*spans[1]).view(np.float32).reshape(shape.queries, shape.classes),
-                        shape,
-                    )
-                    device.read(*written[0]).view(kind)[...] = found.reshape(-1)
-                    if fault:
-                        device.read(broken, 4).view(np.int32)[...] = 1
-
-                device.enqueue(name, stream, reads=spans, writes=written, act=act)
-
-            device.define_kernel(kernel, start)
-            return kernel
-
-        monkeypatch.setattr(device, "load_kernel", load_kernel)
-        return device
-
     def upload(self, device: RecordingDevice, array: np.ndarray, owned: ExitStack) -> DeviceArray:
         found = device_array(device, array.shape, array.dtype, owned)
         device.read(found.address, found.nbytes)[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -214,30 +148,34 @@ class TestDeviceLabelMap:
 
     @pytest.mark.parametrize(("classes", "kind"), [(20, np.uint8), (256, np.uint8), (257, np.uint16)])
     @pytest.mark.parametrize("row", [0, 1])
-    def test_equal_to_the_host_label_map(self, device: RecordingDevice, classes: int, kind: type, row: int) -> None:
+    def test_equal_to_the_host_label_map(
+        self, labelling_device: RecordingDevice, classes: int, kind: type, row: int
+    ) -> None:
         batch = [case(seed, 6, classes, 16, 24, 3.0) for seed in range(2)]
         with ExitStack() as owned:
-            stream = device.create_stream()
-            owned.callback(device.destroy_stream, stream)
-            masks = self.upload(device, np.stack([each[0] for each in batch]), owned)
-            probabilities = self.upload(device, np.stack([each[1] for each in batch]), owned)
+            stream = labelling_device.create_stream()
+            owned.callback(labelling_device.destroy_stream, stream)
+            kernel = DeviceLabelMap(labelling_device)
+            owned.callback(kernel.close)
+            masks = self.upload(labelling_device, np.stack([each[0] for each in batch]), owned)
+            probabilities = self.upload(labelling_device, np.stack([each[1] for each in batch]), owned)
             arguments = (Size(height=64, width=96), (60, 90), (100, 150))
-            labels = DeviceLabelMap(device)(masks, probabilities, *arguments, stream=stream, row=row)
+            labels = kernel(masks, probabilities, *arguments, stream=stream, row=row)
         assert labels.dtype == kind
         wanted = label_map(*batch[row], *arguments)
         assert_as_good(labels, wanted, score_maps(*batch[row], *arguments))
-        device.check_released()
 
-    def test_broken_numbers_are_not_turned_into_labels(self, device: RecordingDevice) -> None:
+    def test_broken_numbers_are_not_turned_into_labels(self, labelling_device: RecordingDevice) -> None:
         masks, probabilities = case(0, 6, 4, 16, 24, 3.0)
         masks[2, 3, 4] = np.nan
         with ExitStack() as owned:
-            stream = device.create_stream()
-            owned.callback(device.destroy_stream, stream)
-            on_device = [self.upload(device, each[None], owned) for each in (masks, probabilities)]
+            stream = labelling_device.create_stream()
+            owned.callback(labelling_device.destroy_stream, stream)
+            kernel = DeviceLabelMap(labelling_device)
+            owned.callback(kernel.close)
+            on_device = [self.upload(labelling_device, each[None], owned) for each in (masks, probabilities)]
             with pytest.raises(BackendError, match="NaN or infinity"):
-                DeviceLabelMap(device)(*on_device, Size(height=64, width=96), (64, 96), (64, 96), stream=stream)
-        device.check_released()
+                kernel(*on_device, Size(height=64, width=96), (64, 96), (64, 96), stream=stream)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -250,18 +188,19 @@ class TestDeviceLabelMap:
             ({"output_size": (70000, 1)}, "70000 rows"),
         ],
     )
-    def test_what_does_not_fit(self, device: RecordingDevice, change: dict, message: str) -> None:
+    def test_what_does_not_fit(self, labelling_device: RecordingDevice, change: dict, message: str) -> None:
         with ExitStack() as owned:
-            stream = device.create_stream()
-            owned.callback(device.destroy_stream, stream)
+            stream = labelling_device.create_stream()
+            owned.callback(labelling_device.destroy_stream, stream)
+            kernel = DeviceLabelMap(labelling_device)
+            owned.callback(kernel.close)
             arguments = {
-                "mask_logits": device_array(device, (1, 6, 16, 24), np.float32, owned),
-                "class_probabilities": device_array(device, (1, 6, 4), np.float32, owned),
+                "mask_logits": device_array(labelling_device, (1, 6, 16, 24), np.float32, owned),
+                "class_probabilities": device_array(labelling_device, (1, 6, 4), np.float32, owned),
                 "canvas": Size(height=64, width=96),
                 "valid_size": (64, 96),
                 "output_size": (64, 96),
                 "stream": stream,
             }
             with pytest.raises(BackendError, match=message):
-                DeviceLabelMap(device)(**{**arguments, **change})
-        device.check_released()
+                kernel(**{**arguments, **change})

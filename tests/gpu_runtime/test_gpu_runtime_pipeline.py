@@ -17,8 +17,9 @@ from ebseg_deploy.runtime.backends.tensorrt_backend import TensorRtBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.device import DeviceArray, DeviceMisuseError, RecordingDevice
 from ebseg_deploy.runtime.engine_pipeline import EnginePipeline
+from ebseg_deploy.runtime.kernels import device_label_map
 from ebseg_deploy.runtime.pipeline import Pipeline, Prediction
-from fake_tensorrt import FakeTensorRt
+from fake_tensorrt import FakeTensorRt, write_engines
 
 CANVAS = Size(height=64, width=96)
 ENGINES = ["clip_image_encoder", "sam_image_encoder", "adab_decoder", "open_vocab_head"]
@@ -76,17 +77,58 @@ class TestNumbers:
             assert_same(pipeline.run(CANVAS, *tensors(seed, classes)), reference(seed, classes))
         pipeline.close()
 
-    def test_segmenter_gives_the_labels_of_onnxruntime(
-        self, engine_bundle: Path, device: RecordingDevice, picture: Path
+    def test_label_maps_made_on_the_gpu(
+        self, engine_bundle: Path, labelling_device: RecordingDevice, picture: Path
     ) -> None:
-        backend = TensorRtBackend("tensorrt-rtx", device=device, module=FakeTensorRt(device))
+        backend = TensorRtBackend("tensorrt-rtx", device=labelling_device, module=FakeTensorRt(labelling_device))
         with Segmenter.load(engine_bundle, "onnxruntime") as segmenter:
-            wanted = segmenter(picture, segmenter.vocabulary(["cat", "road", "sky"], cache=False)).labels
-        with Segmenter.load(engine_bundle, backend) as segmenter, backend:
             words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
-            for _ in range(3):
+            wanted = [segmenter(picture, words, output_size=size).labels for size in (None, (90, 70), None)]
+            scores = segmenter(picture, words, scores=True).scores
+        with Segmenter.load(engine_bundle, backend) as segmenter, backend:
+            for size, labels in zip((None, (90, 70), None), wanted, strict=True):
+                before = len(labelling_device.operations)
+                found = segmenter(picture, words, output_size=size)
+                assert (found.labels == labels).mean() > 0.999
+                assert found.labels.dtype == np.uint8
+                # Nothing as large as the masks comes back: one label a pixel, and whether a number was broken.
+                back = [each.size for each in labelling_device.operations[before:] if each.kind == "copy_to_host"]
+                assert back == [labels.size, 4]
+            np.testing.assert_allclose(segmenter(picture, words, scores=True).scores, scores, atol=1e-4)
+
+    def test_a_batch_that_is_not_full(
+        self, make_tiny_bundle: Callable[..., Path], labelling_device: RecordingDevice, picture_pixels: np.ndarray
+    ) -> None:
+        folder = write_engines(make_tiny_bundle(batch=2, sizes=(CANVAS,)))
+        pictures = [picture_pixels, picture_pixels[::-1], picture_pixels[:, ::-1][:40]]
+        backend = TensorRtBackend("tensorrt-rtx", device=labelling_device, module=FakeTensorRt(labelling_device))
+        with Segmenter.load(folder, "onnxruntime") as segmenter:
+            words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
+            wanted = segmenter.batch(pictures, words)
+        with Segmenter.load(folder, backend) as segmenter, backend:
+            found = segmenter.batch(pictures, words)
+        assert len(found) == 3
+        for one, other in zip(found, wanted, strict=True):
+            assert (one.labels == other.labels).mean() > 0.999
+            assert one.valid_size == other.valid_size
+
+    def test_label_maps_without_nvrtc_are_made_on_the_host(
+        self, engine_bundle: Path, device: RecordingDevice, picture: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def missing(source: Path, capability: tuple[int, int]) -> bytes:
+            raise BackendError("NVRTC: no libnvrtc", cure="pip install nvidia-cuda-nvrtc")
+
+        monkeypatch.setattr(device_label_map, "compile_kernels", missing)
+        with Segmenter.load(engine_bundle, "onnxruntime") as segmenter:
+            words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
+            wanted = segmenter(picture, words).labels
+        backend = TensorRtBackend("tensorrt-rtx", device=device, module=FakeTensorRt(device))
+        with Segmenter.load(engine_bundle, backend) as segmenter, backend:
+            with pytest.warns(UserWarning, match=r"label maps are made on the CPU: NVRTC.*nvidia-cuda-nvrtc"):
                 np.testing.assert_array_equal(segmenter(picture, words).labels, wanted)
-        assert len(np.unique(wanted)) > 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # said once
+                np.testing.assert_array_equal(segmenter(picture, words).labels, wanted)
 
     def test_images_on_the_gpu(
         self, engine_bundle: Path, device: RecordingDevice, reference: Callable[..., Prediction]
