@@ -185,7 +185,7 @@ def test_a_zip_needs_an_output_folder(bundle: Path, tmp_path: Path) -> None:
 
 def test_too_little_memory_or_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 << 20))
-    with pytest.raises(ExportError, match=r"0\.1 GB of memory available, about 0\.5 GB needed; .*--no-preflight"):
+    with pytest.raises(ExportError, match=r"0\.1 GB of memory available, about 0\.6 GB needed; .*--no-preflight"):
         build(bundle)
     assert build(bundle, preflight=False, graphs=("text_encoder",))
     monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
