@@ -147,40 +147,37 @@ def _compute_type(
     """What a layer computes in.
 
     Products: the type of their weights, which strong typing makes the type of both factors; without weights, the
-    narrowest of the first two inputs, because a third one is a mask or a bias and may be wider. The report's scalar
+    narrowest of the first two inputs, because one of them may be a mask, which may be wider. The report's scalar
     constants α and β are always Float and say nothing.
     """
     if role in ("gemm", "convolution", "attention"):
-        factors = [tensor for tensor in constants if _is_matrix(tensor)] or list(inputs[:2])
-        types = [tensor.type for tensor in factors if tensor.type in _WIDTH]
-        if types:
-            return min(types, key=lambda each: _WIDTH[each or ""])
-    typed = [tensor.type for tensor in (*outputs, *inputs) if tensor.type]
-    return typed[0] if typed else None
+        weights = _weights(constants)
+        factors = [weights] if weights else inputs[:2]
+        types = [tensor.type for tensor in factors if tensor.type is not None]
+        return min(types, key=lambda each: _WIDTH.get(each, 64), default=None)
+    return next((tensor.type for tensor in (*outputs, *inputs) if tensor.type), None)
 
 
-def _is_matrix(tensor: Tensor) -> bool:
-    return sum(length != 1 for length in tensor.dimensions) >= 2
+def _weights(constants: Sequence[Tensor]) -> Tensor | None:
+    """The largest constant that is a matrix at least; None if there is none, as in a product of two activations."""
+    matrices = [tensor for tensor in constants if sum(length != 1 for length in tensor.dimensions) >= 2]
+    return max(matrices, key=lambda tensor: math.prod(tensor.dimensions), default=None)
 
 
 def _multiply_adds(
     role: Role, inputs: Sequence[Tensor], constants: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> int | None:
-    """Of a product A (…, M, K) · B (…, K, N) = C (…, M, N), each of b such: b·M·K·N = sqrt(|A|·|B|·|C| / b_B), b_B the
-    number of matrices in B, which is 1 where all share it. Of a convolution: |output| · |weights| / output channels."""
-    factors = [*inputs, *(tensor for tensor in constants if _is_matrix(tensor))]
-    used = [*factors[:2], *outputs[:1]]
-    if any(length < 0 for tensor in used for length in tensor.dimensions) or not outputs:
+    """The work of a product whose shapes are fixed; None for others and for fused attentions.
+
+    Convolution: |output| · |weights| / output channels. Matrices A (…, M, K) · B (…, K, N) = C (…, M, N), of b such:
+    b·M·K·N = sqrt(|A|·|B|·|C| / b_B), with b_B the number of matrices in B: 1 where all share it.
+    """
+    second = _weights(constants) or (inputs[1] if len(inputs) > 1 else None)
+    if role not in ("gemm", "convolution") or not inputs or not outputs or second is None:
         return None
-    if role == "convolution" and inputs:
-        weights = [tensor for tensor in constants if len(tensor.dimensions) >= 3]
-        if weights:
-            return math.prod(outputs[0].dimensions) * math.prod(weights[0].dimensions[1:])
-    if role == "gemm" and inputs:
-        weights = [tensor for tensor in constants if _is_matrix(tensor)]
-        second = max(weights, key=lambda tensor: math.prod(tensor.dimensions)) if weights else inputs[1:2]
-        b = second if isinstance(second, Tensor) else next(iter(second), None)
-        if b is not None and b.dimensions and not any(length < 0 for length in b.dimensions):
-            a, c = math.prod(inputs[0].dimensions), math.prod(outputs[0].dimensions)
-            return math.isqrt(a * math.prod(b.dimensions) * c // math.prod(b.dimensions[:-2]))
-    return None
+    a, b, c = inputs[0].dimensions, second.dimensions, outputs[0].dimensions
+    if not (a and b and c) or min(*a, *b, *c) < 0:
+        return None
+    if role == "convolution":
+        return math.prod(c) * math.prod(b[1:])
+    return math.isqrt(math.prod(a) * math.prod(b) * math.prod(c) // math.prod(b[:-2]))
