@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, OPEN_VOCAB_HEAD, SAM_IMAGE_ENCODER, GraphName, TensorSpec
 from ..errors import BackendError
+from .backends.base import check_tensors
 from .backends.tensorrt_engine import Engine, EngineContext, numpy_dtype
 from .device import Device, DeviceArray, as_device_array, device_array, is_device_array, pinned_array
 from .device.arrays import host_address
@@ -26,6 +27,8 @@ from .device.arrays import host_address
 Array = npt.NDArray[Any]
 
 LANE_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, ADAB_DECODER, OPEN_VOCAB_HEAD)
+PICTURE = ("image", "valid_size")
+WORDS = ("text_embeddings", "seen")
 RESULTS = ("mask_logits", "class_probabilities")
 
 
@@ -62,12 +65,13 @@ class EngineLane:
             if overlap:
                 self._side = device.create_stream()
                 owned.callback(device.destroy_stream, self._side)
-            self._arrived, self._clip_done = device.create_event(), device.create_event()
-            for event in (self._arrived, self._clip_done):
-                owned.callback(device.destroy_event, event)
+            self._arrived = device.create_event()
+            owned.callback(device.destroy_event, self._arrived)
+            self._clip_done = device.create_event()
+            owned.callback(device.destroy_event, self._clip_done)
             self._contexts = {name: engines[name].create_context() for name in LANE_GRAPHS}
             self._arrays, self._specs = _connect(self._contexts, device, owned)
-            for name in ("image", "valid_size", "text_embeddings", "seen", *RESULTS):
+            for name in (*PICTURE, *WORDS, *RESULTS):
                 array = self._arrays[name]
                 self._staging[name] = pinned_array(device, array.shape, array.dtype, owned)
             for name in LANE_GRAPHS[:-1]:  # of fixed shapes: set once
@@ -82,9 +86,11 @@ class EngineLane:
             picture: `image` uint8 (B, 3, H, W) and `valid_size` int32 (B, 2), each on the host or on the GPU.
             words: `text_embeddings` (N+1, D) and `seen` (N,), on the host; copied to the GPU when they change.
         """
+        if picture.keys() != set(PICTURE):
+            raise BackendError(f"picture of {', '.join(picture) or 'nothing'}", cure=f"give {' and '.join(PICTURE)}")
         for name, array in picture.items():
             self._put(name, array)
-        self._put_words(words)
+        self._put_words(self._checked_words(words))
         if self._graph is not None:
             self._device.launch_graph(self._graph, self.stream)
         elif self._runs == 0 or not self._graphs_allowed:
@@ -93,6 +99,19 @@ class EngineLane:
         else:
             self._capture()
         self._runs += 1
+
+    def warm_up(self) -> None:
+        """Run once on an empty picture and as few classes as the profile allows, if nothing ran yet, and wait.
+
+        TensorRT allocates in an engine's first run, and TensorRT for RTX compiles kernels in it, which takes seconds.
+        """
+        if self._words:
+            return
+        limits = self._contexts[OPEN_VOCAB_HEAD].engine.limits
+        picture = {name: np.zeros_like(self._staging[name]) for name in PICTURE}
+        words = {name: np.zeros(limits(name)[0], self._staging[name].dtype) for name in WORDS}
+        self.start(picture, words)
+        self.wait()
 
     def result(self, name: str) -> DeviceArray:
         """A result where it lies on the GPU; read it after the lane's stream, and before the lane's next run."""
@@ -186,6 +205,20 @@ class EngineLane:
         if stream is not None:
             self._device.record_event(self._arrived, stream)
             self._device.wait_event(self.stream, self._arrived)
+
+    def _checked_words(self, words: Mapping[str, Array]) -> dict[str, Array]:
+        """The vocabulary's arrays in the types the engine takes."""
+        specs = [self._specs[name] for name in WORDS]
+        types = {each.name: numpy_dtype(each) for each in specs}
+        cast = {name: array.astype(types.get(name, array.dtype), copy=False) for name, array in words.items()}
+        check_tensors(OPEN_VOCAB_HEAD, specs, cast)
+        rows, classes = len(cast["text_embeddings"]), len(cast["seen"])
+        if rows != classes + 1:
+            raise BackendError(
+                f"text_embeddings has {rows} rows and seen {classes}",
+                cure="give a row for each class, then the background",
+            )
+        return cast
 
     def _put_words(self, words: Mapping[str, Array]) -> None:
         if self._words.keys() == words.keys() and all(

@@ -149,9 +149,10 @@ class EnginePipeline:
             ]
 
     def open(self, canvas: Size) -> None:
-        """Load the engines of a canvas and make a lane now."""
-        with self._lane(canvas):
-            pass
+        """Load the engines of a canvas now, run them once, and compile the label map's kernel."""
+        with self._lane(canvas) as lane:
+            lane.warm_up()
+        self._kernel()
 
     def close(self) -> None:
         """Give everything back; a run that still goes on gives its own back at its end. Opened again if need be."""

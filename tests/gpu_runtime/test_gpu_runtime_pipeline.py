@@ -209,6 +209,18 @@ class TestWork:
         assert self.runs(pipeline, device, 1, 5) == [*pictures, *ENGINES, "graph", *results]
         pipeline.close()
 
+    def test_warm_up_runs_every_engine_once(
+        self, engine_bundle: Path, labelling_device: RecordingDevice, reference: Callable[..., Prediction]
+    ) -> None:
+        trt = FakeTensorRt(labelling_device)
+        pipeline, _ = make(engine_bundle, labelling_device, trt)
+        pipeline.open(CANVAS)
+        pipeline.open(CANVAS)
+        assert [each.name for each in labelling_device.operations if each.kind == "kernel"] == ENGINES
+        assert_same(pipeline.run(CANVAS, *tensors()), reference())
+        assert trt.live_contexts == 4
+        pipeline.close()
+
     def test_encoders_run_on_two_streams(self, engine_bundle: Path, device: RecordingDevice) -> None:
         for overlap, streams in ((True, 2), (False, 1)):
             pipeline, _ = make(engine_bundle, device, overlap=overlap)
@@ -369,6 +381,30 @@ class TestRefusals:
         picture, words = tensors()
         with pytest.raises(BackendError, match=message):
             pipeline.run(CANVAS, {**picture, name: value}, words)
+        pipeline.close()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"seen": np.zeros(5, np.float32)}, "text_embeddings has 5 rows and seen 5; give a row for each class"),
+            ({"text_embeddings": np.zeros((5, 17), np.float32)}, r"text_embeddings has shape \(5, 17\)"),
+            ({"more": np.zeros(5, np.float32)}, "unexpected input more"),
+        ],
+    )
+    def test_words_that_do_not_fit(
+        self, engine_bundle: Path, device: RecordingDevice, change: dict[str, np.ndarray], message: str
+    ) -> None:
+        pipeline, _ = make(engine_bundle, device)
+        picture, words = tensors()
+        with pytest.raises(BackendError, match=message):
+            pipeline.run(CANVAS, picture, {**words, **change})
+        pipeline.close()
+
+    def test_a_picture_without_its_size(self, engine_bundle: Path, device: RecordingDevice) -> None:
+        pipeline, _ = make(engine_bundle, device)
+        picture, words = tensors()
+        with pytest.raises(BackendError, match="picture of image; give image and valid_size"):
+            pipeline.run(CANVAS, {"image": picture["image"]}, words)
         pipeline.close()
 
     def test_no_concurrent_runs(self, engine_bundle: Path, device: RecordingDevice) -> None:
