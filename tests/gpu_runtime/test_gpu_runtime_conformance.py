@@ -11,7 +11,6 @@ import re
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 from ebseg_deploy.errors import BackendError
 from ebseg_deploy.runtime.device import CudaPythonDevice, Device, PyCudaDevice, RecordingDevice
@@ -129,26 +128,3 @@ class TestCudaPythonWithoutADriver:
         device.__dict__["_used"] = type("Thread", (), {})()
         with pytest.raises(BackendError, match=r"gave cudaError(InsufficientDriver|NoDevice)"):
             getattr(device, method)(*arguments)
-
-
-@pytest.mark.gpu
-def test_memory_goes_to_a_gpu_and_back() -> None:
-    from contextlib import ExitStack
-
-    from ebseg_deploy.runtime.device import device_array, pinned_array
-    from ebseg_deploy.runtime.device.arrays import host_address
-
-    try:
-        device = CudaPythonDevice()
-    except BackendError as error:
-        pytest.skip(str(error))
-    with ExitStack() as owned:
-        stream = device.create_stream()
-        owned.callback(device.destroy_stream, stream)
-        there = device_array(device, (1000,), np.float32, owned)
-        source, target = (pinned_array(device, (1000,), np.float32, owned) for _ in range(2))
-        source[...] = np.arange(1000)
-        device.copy_to_device(there.address, host_address(source), source.nbytes, stream)
-        device.copy_to_host(host_address(target), there.address, target.nbytes, stream)
-        device.synchronize(stream)
-        np.testing.assert_array_equal(target, source)
