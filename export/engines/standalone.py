@@ -271,11 +271,15 @@ def _monitor(module: Any, listener: Listener) -> Any:
 
 
 def _peak_bytes() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Resident memory of this process at its peak; None where the system does not say.
+
+    Not getrusage: on Linux its ru_maxrss starts at what the parent held when it forked.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _seal(plan: Path, job: Job, outcome: dict[str, Any]) -> None:

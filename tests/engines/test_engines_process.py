@@ -127,6 +127,16 @@ def test_a_module_without_what_newer_ones_have(fake_module: FakeModule, tiny_bun
     assert all(0 <= fraction <= 1 for fraction in seen)
 
 
+@needs_rtx
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+def test_the_peak_is_the_builders_and_not_its_parents(tiny_bundle: Path, tmp_path: Path) -> None:
+    ballast = bytearray(1 << 30)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    built = run(job("tensorrt_rtx", tmp_path, tiny_bundle / "graphs/fp32/sam_image_encoder_64x64.onnx"))
+    assert built.peak_bytes is not None
+    assert 50 << 20 < built.peak_bytes < 800 << 20 < len(ballast)
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
