@@ -150,7 +150,7 @@ def _show(engines: list[Engine], as_json: bool) -> None:
                 engine.plan.name,
                 bytes_text(engine.sidecar.plan.bytes),
                 f"{engine.sidecar.build_seconds:.1f}",
-                bytes_text(engine.sidecar.memory.builder_peak_bytes or 0),
+                bytes_text(peak) if (peak := engine.sidecar.memory.builder_peak_bytes) is not None else "not said",
                 ", ".join(f"{count} {name}" for name, count in census.products_by_type.items()) or "none",
                 census.fused_attentions,
                 census.casts,
