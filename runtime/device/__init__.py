@@ -6,7 +6,8 @@ from .arrays import DeviceArray, as_device_array, device_array, is_device_array,
 from .base import Device
 from .cuda_python import CudaPythonDevice
 from .pycuda_device import PyCudaDevice
-from .recording import DeviceMisuseError, RecordingDevice
+from .races import DeviceMisuseError
+from .recording import RecordingDevice
 
 __all__ = [
     "CudaPythonDevice",

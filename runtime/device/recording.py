@@ -22,18 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .races import Accesses, Clock, DeviceMisuseError, Span, join, overlap
+
 POISON = 0xCB
-"""Fills fresh memory: as float32 it is -26699158, as a label 203."""
-HOST = 0
-"""The host's entry in a clock; streams have their handles."""
+"""Fills fresh memory: as float32 it is -26711958, as a label 203."""
 _ALIGNMENT = 256
-
-Span = tuple[int, int]
-"""First address and size in bytes."""
-
-
-class DeviceMisuseError(AssertionError):
-    """The code under test would go wrong on a real GPU: a leak, a use after free, a race, a broken capture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +41,6 @@ class Operation:
     """Bytes copied; 0 for the others."""
     captured: bool
     """Noted in a graph, not done."""
-
-
-Clock = dict[int, int]
 
 
 @dataclass(kw_only=True)
@@ -86,25 +76,6 @@ class _Recorded:
     capture: int | None
 
 
-@dataclass(kw_only=True)
-class _Accesses:
-    """Who touched what, for races: (span, writes, lane, tick, what)."""
-
-    seen: list[tuple[Span, bool, int, int, str]] = field(default_factory=list)
-
-    def check(self, span: Span, writes: bool, clock: Clock, what: str) -> None:
-        for other, wrote, lane, tick, before in self.seen:
-            if (writes or wrote) and _overlap(span, other) and clock.get(lane, 0) < tick:
-                raise DeviceMisuseError(
-                    f"{what} and {before} touch the same memory with nothing between that orders them"
-                )
-
-    def add(self, span: Span, writes: bool, lane: int, clock: Clock, what: str) -> None:
-        if writes:  # whoever is ordered after this write is ordered after what it was ordered after
-            self.seen = [each for each in self.seen if not _inside(each[0], span)]
-        self.seen.append((span, writes, lane, clock[lane], what))
-
-
 class RecordingDevice:
     """A `Device` without a GPU.
 
@@ -125,10 +96,10 @@ class RecordingDevice:
         self._streams: dict[int, _Stream] = {}
         self._events: dict[int, _Recorded | None] = {}
         self._graphs: dict[int, list[_Work]] = {}
-        self._notes: dict[int, tuple[list[_Work], _Accesses]] = {}
+        self._notes: dict[int, tuple[list[_Work], Accesses]] = {}
         self._capturing: dict[int, int] = {}  # origin -> thread: others may allocate and wait meanwhile
-        self._accesses = _Accesses()
-        self._host: Clock = {HOST: 1}
+        self._accesses = Accesses()
+        self._host: Clock = {}
         self._next = 0x10_0000_0000
         self._kernels: dict[int, Callable[..., None]] = {}
         self._lock = threading.RLock()
@@ -154,7 +125,7 @@ class RecordingDevice:
             self._refuse_while_capturing("free")
             if address not in self._memory:
                 raise DeviceMisuseError(f"free of {address:#x}, which is not allocated")
-            self._refuse_while_used((address, len(self._memory[address])))
+            self._release((address, len(self._memory[address])))
             del self._memory[address]
 
     def allocate_pinned(self, size: int) -> int:
@@ -169,7 +140,7 @@ class RecordingDevice:
         with self._lock:
             if address not in self._pinned:
                 raise DeviceMisuseError(f"free_pinned of {address:#x}, which is not allocated")
-            self._refuse_while_used((address, len(self._pinned[address])))
+            self._release((address, len(self._pinned[address])))
             del self._pinned[address]
 
     def read(self, address: int, size: int) -> npt.NDArray[np.uint8]:
@@ -197,7 +168,7 @@ class RecordingDevice:
             self._refuse_while_capturing("synchronize")
             state = self._stream(stream)
             self._advance(stream, state.done + len(state.pending))
-            _join(self._host, state.clock)
+            join(self._host, state.clock)
 
     def create_event(self) -> int:
         with self._lock:
@@ -216,7 +187,7 @@ class RecordingDevice:
             state = self._stream(stream)
             if event not in self._events:
                 raise DeviceMisuseError(f"event {event:#x} does not exist")
-            _join(state.clock, self._host)
+            join(state.clock, self._host)
             mark = (stream, state.done + len(state.pending))
             self._events[event] = _Recorded(clock=dict(state.clock), mark=mark, capture=state.capture)
 
@@ -232,7 +203,7 @@ class RecordingDevice:
             if recorded.capture is not None and recorded.capture not in self._notes:
                 raise DeviceMisuseError("a stream waits for an event that was recorded in a capture that has ended")
             state.capture = recorded.capture
-            _join(state.clock, recorded.clock)
+            join(state.clock, recorded.clock)
             if recorded.capture is None:
                 wait = _Work(kind="wait", name="wait", size=0, reads=(), writes=(), act=lambda: None)
                 wait.after = recorded.mark
@@ -284,7 +255,7 @@ class RecordingDevice:
             if state.capture is not None:
                 raise DeviceMisuseError(f"stream {stream:#x} is captured already")
             state.capture = stream
-            self._notes[stream] = ([], _Accesses())
+            self._notes[stream] = ([], Accesses())
             self._capturing[stream] = threading.get_ident()
 
     def end_capture(self, stream: int) -> int:
@@ -357,7 +328,7 @@ class RecordingDevice:
                 self._block(span, work.name)
             noted = None if state.capture is None else self._notes[state.capture]
             accesses = self._accesses if noted is None else noted[1]
-            _join(state.clock, self._host)
+            join(state.clock, self._host)
             state.clock[stream] = state.clock.get(stream, 0) + 1
             spans = [(span, False) for span in work.reads] + [(span, True) for span in work.writes]
             for span, writes in spans:
@@ -404,29 +375,17 @@ class RecordingDevice:
         if threading.get_ident() in self._capturing.values():
             raise DeviceMisuseError(f"{what} while a stream is captured")
 
-    def _refuse_while_used(self, span: Span) -> None:
+    def _release(self, span: Span) -> None:
         for state in self._streams.values():
             for work in state.pending:
-                if any(_overlap(span, each) for each in (*work.reads, *work.writes)):
+                if any(overlap(span, each) for each in (*work.reads, *work.writes)):
                     raise DeviceMisuseError(f"memory is freed while {work.name} on a stream still needs it")
         for works in self._graphs.values():
-            if any(_overlap(span, each) for work in works for each in (*work.reads, *work.writes)):
+            if any(overlap(span, each) for work in works for each in (*work.reads, *work.writes)):
                 raise DeviceMisuseError("memory is freed that a graph still refers to")
+        self._accesses.forget(span)  # the host's addresses come again
 
     def _handle(self, size: int) -> int:
         handle = self._next
         self._next += (-(-size // _ALIGNMENT) + 1) * _ALIGNMENT  # a gap after each, so that overruns are seen
         return handle
-
-
-def _overlap(a: Span, b: Span) -> bool:
-    return a[0] < b[0] + b[1] and b[0] < a[0] + a[1]
-
-
-def _inside(inner: Span, outer: Span) -> bool:
-    return outer[0] <= inner[0] and inner[0] + inner[1] <= outer[0] + outer[1]
-
-
-def _join(clock: Clock, other: Clock) -> None:
-    for lane, tick in other.items():
-        clock[lane] = max(clock.get(lane, 0), tick)
