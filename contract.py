@@ -261,6 +261,92 @@ def manifest_bytes(manifest: BundleManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
 
 
+ENGINE_SCHEMA_VERSION = 1
+ENGINES_FOLDER = "engines"
+"""Where a bundle keeps its engines: engines/<target>/<precision>/. Outside the seal: they belong to a machine."""
+
+EngineTarget = Literal["tensorrt", "tensorrt-rtx"]
+ENGINE_TARGETS: tuple[EngineTarget, ...] = ("tensorrt", "tensorrt-rtx")
+
+
+class DimensionRange(Record, frozen=True, kw_only=True):
+    """Lengths of a dynamic dimension that an engine takes, and the one it was made fastest for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+class EngineSettings(Record, frozen=True, kw_only=True):
+    """What the builder was told; an engine is kept when its settings and its graph are the ones asked for."""
+
+    compute_capabilities: tuple[str, ...]
+    """"8.6", "12.0", …; of `tensorrt`, the one of the GPU it was built on."""
+    profile: dict[str, DimensionRange]
+    """Dynamic dimension -> lengths; the names are those of the graph's spec."""
+    workspace_bytes: int | None
+    """Scratch memory a layer may take; None is the builder's own choice."""
+    tf32: bool
+    """Whether FP32 matrix products may be computed in TF32 (10 bits of mantissa)."""
+    keep_fp32: tuple[str, ...]
+    """Patterns of ONNX node names that may run in FP32 in spite of the precision."""
+
+
+class LayerRecord(Record, frozen=True, kw_only=True):
+    """One layer of the builder's report."""
+
+    name: str
+    kind: str
+    """The builder's own word: "gemm", "kgen", "correlation", "runtime_fusion", …"""
+    role: Literal["gemm", "convolution", "attention", "cast", "other"]
+    type: str | None
+    """Type it computes in: "Float", "Half", "BFloat16", "Int8", "FP8"; None if it moves no numbers."""
+    multiply_adds: int | None
+    """Of a gemm or convolution whose shapes are fixed; else None."""
+    onnx_nodes: tuple[str, ...]
+    tactic: str
+
+
+class EngineMemory(Record, frozen=True, kw_only=True):
+    """Bytes, as the builder's log gives them; None where it is silent."""
+
+    weights_bytes: int | None
+    activation_bytes: int | None
+    scratch_bytes: int | None
+    builder_peak_bytes: int | None
+    """Resident memory of the building process at its peak."""
+
+
+class EngineSidecar(Record, frozen=True, kw_only=True):
+    """`<engine>.plan.json`: what a plan is, to be read before its bytes are given to TensorRT."""
+
+    schema_version: int
+    plan: FileRecord
+    graph: GraphName
+    precision: str
+    size: Size | None
+    model: str
+    spec: GraphSpec
+    """The engine's tensors; their types and shapes are those of the ONNX graph."""
+    source: dict[str, str]
+    """Files of the bundle it was built from -> sha256."""
+    target: EngineTarget
+    tensorrt_version: str
+    platform: str
+    """Operating system and processor: "linux-x86_64"."""
+    settings: EngineSettings
+    memory: EngineMemory
+    layers: tuple[LayerRecord, ...]
+    """Empty when the builder gave no report."""
+    quantised_nodes: tuple[str, ...] = ()
+    """ONNX nodes of products whose two factors come out of Q/DQ pairs: those that are meant to be Int8 or FP8."""
+    build_seconds: float
+    provenance: dict[str, str]
+
+
 REFERENCE_SAMPLES = 8
 """Samples per axis of an expected output, about."""
 

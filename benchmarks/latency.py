@@ -216,7 +216,7 @@ def _graphs_alone(
         record = bundle.graph(name, canvas, config.precision)
         given = inputs[name] if name != TEXT_ENCODER else {"tokens": _prompts_of_one_class(bundle, config.seed)}
         with open_backend(config.backend, threads=config.threads) as backend:
-            graph = backend.open(bundle.file(record.file), spec=record.spec, name=name)
+            graph = backend.open(backend.graph_file(bundle, record), spec=record.spec, name=name)
             values = []
             for _ in range(config.warmup + config.repeats):
                 start = time.perf_counter()

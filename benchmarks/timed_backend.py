@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import GraphSpec
+from ..contract import GraphRecord, GraphSpec
 from ..runtime.backends import Backend, OpenGraph
+from ..runtime.bundle import Bundle
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +36,9 @@ class TimedBackend(Backend):
         self.latencies_ms: dict[str, list[float]] = defaultdict(list)
         self.kept_inputs: dict[str, dict[str, Array]] = {}
         self.keep_inputs = False
+
+    def graph_file(self, bundle: Bundle, record: GraphRecord) -> Path:
+        return self.inner.graph_file(bundle, record)
 
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
         graph = self.inner.open(file, spec=spec, name=name)

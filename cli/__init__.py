@@ -21,10 +21,11 @@ from .lazy import LazyGroup, LazyVerb
 VERBS = {
     "demo": LazyVerb("ebseg_deploy.cli.demo", "See a photo go through a full-size model, from weights to label map."),
     "export": LazyVerb("ebseg_deploy.cli.export", "Turn a checkpoint into a bundle of ONNX graphs."),
+    "build": LazyVerb("ebseg_deploy.cli.build", "Build TensorRT engines from a bundle's graphs."),
     "vocab": LazyVerb("ebseg_deploy.cli.vocab", "Build, change and list vocabularies."),
     "segment": LazyVerb("ebseg_deploy.cli.segment", "Label the pixels of pictures with the words of a vocabulary."),
     "compare": LazyVerb("ebseg_deploy.cli.compare", "Say how far two bundles agree on pictures."),
-    "inspect": LazyVerb("ebseg_deploy.cli.inspect", "Show what is in a bundle, a vocabulary or an ONNX graph."),
+    "inspect": LazyVerb("ebseg_deploy.cli.inspect", "Show what is in a bundle, a vocabulary, a graph or an engine."),
     "verify": LazyVerb("ebseg_deploy.cli.verify", "Check a bundle's hashes and its graphs' numbers."),
     "doctor": LazyVerb("ebseg_deploy.cli.doctor", "Say what this machine can run, and what to install for the rest."),
     "bench": LazyVerb("ebseg_deploy.cli.bench", "Measure a bundle: latency, memory, accuracy, comparison."),

@@ -1,4 +1,4 @@
-"""`ebseg inspect`: what is in a bundle, a vocabulary or an ONNX graph."""
+"""`ebseg inspect`: what is in a bundle, a vocabulary, an ONNX graph or an engine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,29 @@ MOST_OPERATORS = 12
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="PLAN", help="Another engine: show what differs.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, machine-readable, on stdout.")
-def command(path: Path, as_json: bool) -> None:
-    """Show what is in a bundle (folder or zip), a vocabulary (.safetensors) or a graph (.onnx).
+def command(path: Path, against: Path | None, as_json: bool) -> None:
+    """Show what is in a bundle (folder or zip), a vocabulary (.safetensors), a graph (.onnx) or an engine (.plan).
+
+    Of an engine: how many of its layers compute in which type, by the builder's own report.
 
     Nothing is run and no hash is recomputed: `ebseg verify` does that.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder", cure="give a bundle, a .safetensors or an .onnx file")
-    if path.suffix == ".onnx":
+        raise InputError(
+            f"{path}: no such file or folder", cure="give a bundle, a .safetensors, an .onnx or a .plan file"
+        )
+    if against is not None and path.suffix != ".plan":
+        raise InputError(f"--against: {path} is no engine", cure="give two .plan files")
+    if path.suffix == ".plan":
+        from .inspect_engine import show_difference, show_engine
+
+        if against is None:
+            show_engine(path, as_json)
+        else:
+            show_difference(path, against, as_json)
+    elif path.suffix == ".onnx":
         _show_graph(path, as_json)
     elif path.suffix == ".safetensors":
         from ..runtime.vocabulary import Vocabulary

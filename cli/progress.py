@@ -49,22 +49,33 @@ def progress_bar(description: str) -> Iterator[Report]:
 
 
 @contextmanager
-def step_progress(title: str) -> Iterator[StepReport]:
-    """A bar whose text names the step that is running: for work of few, long and different steps."""
+def step_progress(title: str, *, remaining: bool = False) -> Iterator[StepReport]:
+    """A bar whose text names the step that is running: for work of few, long and different steps.
+
+    Args:
+        title: stands before the step.
+        remaining: show a guess of the time left; for totals that grow evenly enough.
+    """
     if not sys.stderr.isatty():
         yield lambda step, done, total: None
         return
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+    columns += [TaskProgressColumn() if remaining else MofNCompleteColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left"), TimeRemainingColumn()] if remaining else []
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=_to_terminal()) as bar:
         task = bar.add_task(title, total=None)
         yield lambda step, done, total: bar.update(task, description=f"{title}: {step}", completed=done, total=total)

@@ -110,6 +110,6 @@ class Pipeline:
             if (name, canvas) not in self._graphs:
                 record = self._bundle.graph(name, canvas, self._precision)
                 self._graphs[name, canvas] = self._backend.open(
-                    self._bundle.file(record.file), spec=record.spec, name=name
+                    self._backend.graph_file(self._bundle, record), spec=record.spec, name=name
                 )
             return self._graphs[name, canvas]

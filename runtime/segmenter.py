@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..contract import Size
 from ..errors import InputError, VocabularyError
 from .backends import Backend, open_backend
+from .backends.tensorrt_backend import TensorRtBackend
 from .bundle import Bundle
 from .canvas import Placement, Resize, choose_canvas, place_picture
+from .engine_pipeline import EnginePipeline
 from .label_map import label_map, score_maps
 from .palette import class_colours
 from .picture import MAX_PICTURE_PIXELS, RGB, PictureSource, read_picture
@@ -60,7 +63,11 @@ class Segmenter:
         self.precision = bundle.precisions[0] if precision is None else precision
         self.threads = threads
         self._max_pixels = max_pixels
-        self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
+        self._pipeline: Pipeline | EnginePipeline
+        if isinstance(backend, TensorRtBackend):
+            self._pipeline = EnginePipeline(bundle, backend, precision=self.precision, overlap=overlap)
+        else:
+            self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
 
     @classmethod
     def load(
@@ -183,7 +190,11 @@ class Segmenter:
             members = [i for i, place in enumerate(places) if place.canvas == size]
             for start in range(0, len(members), self.bundle.manifest.batch):
                 chunk = members[start : start + self.bundle.manifest.batch]
-                prediction = self.predict([pictures[i] for i in chunk], [places[i] for i in chunk], words)
+                inputs = [pictures[i] for i in chunk], [places[i] for i in chunk], words
+                if isinstance(self._pipeline, EnginePipeline) and not scored:
+                    results |= zip(chunk, self._label_on_device(*inputs, output_size), strict=True)
+                    continue
+                prediction = self.predict(*inputs)
                 for row, i in enumerate(chunk):
                     results[i] = self._segmentation(pictures[i], places[i], prediction, row, words, output_size, scored)
         return [results[i] for i in range(len(pictures))]
@@ -202,25 +213,7 @@ class Segmenter:
         Raises:
             InputError: no picture, too many, or places that do not belong to them or share no canvas.
         """
-        batch = self.bundle.manifest.batch
-        canvases = {place.canvas for place in places}
-        if not 1 <= len(pictures) <= batch or len(places) != len(pictures) or len(canvases) != 1:
-            raise InputError(
-                f"{len(pictures)} pictures in {len(places)} places on {len(canvases)} canvases, for a batch of {batch}",
-                cure="use Segmenter.batch, which sorts pictures into batches",
-            )
-        canvas = places[0].canvas
-        images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
-        sizes = [place.valid_size for place in places]
-        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
-        prediction = self._pipeline.run(
-            canvas,
-            {
-                "image": np.stack(images + images[-1:] * missing),
-                "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
-            },
-            {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags},
-        )
+        prediction = self._pipeline.run(*self._batch_inputs(pictures, places, vocabulary))
         return Prediction(
             mask_logits=prediction.mask_logits[: len(pictures)],
             class_probabilities=prediction.class_probabilities[: len(pictures)],
@@ -245,6 +238,58 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return f"Segmenter({self.bundle!r}, backend={self.backend.name!r}, precision={self.precision!r})"
+
+    def _batch_inputs(
+        self, pictures: Sequence[RGB], places: Sequence[Placement], vocabulary: Vocabulary
+    ) -> tuple[Size, dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+        """What a pipeline takes: canvas, pictures, words."""
+        batch = self.bundle.manifest.batch
+        canvases = {place.canvas for place in places}
+        if not 1 <= len(pictures) <= batch or len(places) != len(pictures) or len(canvases) != 1:
+            raise InputError(
+                f"{len(pictures)} pictures in {len(places)} places on {len(canvases)} canvases, for a batch of {batch}",
+                cure="use Segmenter.batch, which sorts pictures into batches",
+            )
+        canvas = places[0].canvas
+        images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
+        sizes = [place.valid_size for place in places]
+        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
+        return (
+            canvas,
+            {
+                "image": np.stack(images + images[-1:] * missing),
+                "valid_size": np.array(sizes + sizes[-1:] * missing, dtype=np.int32),
+            },
+            {"text_embeddings": vocabulary.text_embeddings, "seen": vocabulary.seen_flags},
+        )
+
+    def _label_on_device(
+        self,
+        pictures: Sequence[RGB],
+        places: Sequence[Placement],
+        words: Vocabulary,
+        output_size: tuple[int, int] | None,
+    ) -> list[Segmentation]:
+        """Pictures that share a canvas, with their label maps made where the engines ran."""
+        assert isinstance(self._pipeline, EnginePipeline)
+        sizes = [(p.shape[0], p.shape[1]) if output_size is None else output_size for p in pictures]
+        valid = [place.valid_size for place in places]
+        found = self._pipeline.label_maps(
+            *self._batch_inputs(pictures, places, words), list(zip(valid, sizes, strict=True))
+        )
+        return [
+            Segmentation(
+                labels=labels,
+                names=words.names,
+                palette=class_colours(len(words)),
+                picture=picture,
+                canvas=place.canvas,
+                valid_size=place.valid_size,
+                scores=None,
+                scored=(),
+            )
+            for labels, picture, place in zip(found, pictures, places, strict=True)
+        ]
 
     def _check_output_size(self, height: int, width: int) -> None:
         """Before the graphs run: a label map, its overlay and its PNG take up to 10 bytes a pixel."""

@@ -91,7 +91,7 @@ def _run_chain(
     tensors = {name: array for name, array in reference.items() if not name.startswith(_EXPECTED)}
     for name in GRAPH_NAMES:
         record = bundle.graph(name, size, precision)
-        graph = backend.open(bundle.file(record.file), spec=record.spec, name=name)
+        graph = backend.open(backend.graph_file(bundle, record), spec=record.spec, name=name)
         try:
             got = backend.run(graph, {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs})
         finally:

@@ -221,7 +221,7 @@ class _TextEncoder:
 
     def __call__(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         if self._graph is None:
-            path = self._bundle.file(self._record.file)
+            path = self._backend.graph_file(self._bundle, self._record)
             self._graph = self._backend.open(path, spec=self._record.spec, name=TEXT_ENCODER)
         if isinstance(self._record.spec.inputs[0].shape[1], str):
             # A graph of dynamic length: attention is causal, so what follows the end of text (the largest id) changes

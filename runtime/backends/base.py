@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...contract import GraphSpec, TensorSpec
+from ...contract import GraphRecord, GraphSpec, TensorSpec
 from ...errors import BackendError
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +50,10 @@ class Backend(ABC):
         self.name = name
         self.reason = reason
         self._graphs: list[OpenGraph] = []
+
+    def graph_file(self, bundle: Bundle, record: GraphRecord) -> Path:
+        """The file to `open` for one of a bundle's graphs: its .onnx file, or what this engine reads instead."""
+        return bundle.file(record.file)
 
     def open(
         self, file: str | os.PathLike[str], *, spec: GraphSpec | None = None, name: str | None = None

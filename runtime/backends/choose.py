@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...contract import ENGINE_TARGETS
 from ...errors import BackendError
 from .base import Backend
 from .fake import FakeBackend
 from .onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend, load_onnxruntime
+from .tensorrt_backend import TensorRtBackend
 
 BACKEND_NAMES = (
     "auto",
     "onnxruntime",
     *(f"onnxruntime:{provider}" for provider in PROVIDERS if provider != "cpu"),
+    *ENGINE_TARGETS,
     "fake",
 )
 """What `open_backend` and every `--backend` option take."""
@@ -25,8 +28,10 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
     """Make a backend.
 
     Args:
-        name: one of BACKEND_NAMES. "auto" takes ONNX Runtime's CUDA provider when it is installed and the machine
-            has an NVIDIA GPU, else ONNX Runtime on the CPU; the backend's `reason` says which and why.
+        name: one of BACKEND_NAMES; "tensorrt:FOLDER" or "tensorrt-rtx:FOLDER" for engines that do not lie in the
+            bundle. "auto" takes ONNX Runtime's CUDA provider when it is installed and the machine
+            has an NVIDIA GPU, else ONNX Runtime on the CPU; the backend's `reason` says which and why. Engines are
+            never picked by themselves: they have to be built first.
         threads: threads inside one operator on the CPU; None leaves it to the engine.
 
     Raises:
@@ -38,6 +43,9 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
     if name == "fake":
         return FakeBackend()
     engine, _, provider = name.partition(":")
+    for target in ENGINE_TARGETS:
+        if engine == target:
+            return TensorRtBackend(target, engines=Path(provider) if provider else None)
     if engine != "onnxruntime" or (provider and provider not in PROVIDERS):
         raise BackendError(f"backend {name!r}: no such backend", cure=f"choose from {', '.join(BACKEND_NAMES)}")
     return OnnxRuntimeBackend(provider or "cpu", threads=threads)

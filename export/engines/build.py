@@ -1,0 +1,355 @@
+"""From a request to engines on disk: check, keep what is there, build the rest, count, and only then name it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from ... import __version__
+from ...contract import (
+    ENGINE_SCHEMA_VERSION,
+    ENGINES_FOLDER,
+    GRAPH_NAMES,
+    SIZED_GRAPHS,
+    DimensionRange,
+    EngineMemory,
+    EngineSettings,
+    EngineSidecar,
+    EngineTarget,
+    FileRecord,
+    GraphName,
+    GraphRecord,
+    Size,
+)
+from ...errors import BackendError, EbsegError, ExportError, InputError
+from ...runtime.atomic_write import write_atomically
+from ...runtime.bundle import Bundle
+from ...runtime.engine_file import check_engine, host_platform, plan_name, sidecar_path
+from ...runtime.hashing import file_sha256
+from .census import check_engine_promise
+from .job import BuildJob, Built
+from .layer_report import read_layers, read_memory
+from .process import run_job
+from .profiles import DEFAULTS, profile_for
+from .standalone import gpu_capability
+from .targets import NEWEST_OPSET, Target, check_support, target_named
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(step, done, total), in hundredths of a graph."""
+
+PROCESS_BYTES = 600 << 20
+"""Resident memory of a builder with a graph of small weights; measured: 200 to 420 MiB."""
+BYTES_PER_WEIGHT_BYTE = 4
+"""Further resident memory, over the weights' size; with it EBSeg-B 640x640 stays below in FP32 and FP16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What `ebseg build` was asked for."""
+
+    bundle: Path
+    target: EngineTarget
+    precision: str | None = None
+    """One of the bundle's; its first by default."""
+    compute_capabilities: tuple[str, ...] = ()
+    """None takes the target's own: portable over RTX GPUs, or the GPU at hand."""
+    ranges: Mapping[str, DimensionRange] = field(default_factory=dict)
+    """Lengths of dynamic dimensions; profiles.DEFAULTS for those not given."""
+    workspace_bytes: int | None = None
+    tf32: bool = False
+    keep_fp32: tuple[str, ...] = ()
+    """Patterns of ONNX node names that may run in FP32."""
+    graphs: tuple[GraphName, ...] = ()
+    """None is all."""
+    output: Path | None = None
+    """None is engines/<target>/<precision>/ in the bundle."""
+    rebuild: bool = False
+    """Build even what is there already."""
+    preflight: bool = True
+    """Refuse to start with too little memory."""
+    command: str = ""
+    """For the provenance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine on disk."""
+
+    plan: Path
+    sidecar: EngineSidecar
+    kept: bool
+    """It was there already, of the same graph, settings and TensorRT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedEngine:
+    """One engine that a request asks for."""
+
+    record: GraphRecord
+    source: dict[str, str]
+    settings: EngineSettings
+    name: str
+    """File name of the plan."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.record.name} {self.record.size}" if self.record.size else self.record.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request, checked and spelt out."""
+
+    bundle: Bundle
+    target: Target
+    precision: str
+    folder: Path
+    engines: tuple[PlannedEngine, ...]
+
+
+def plan_build(request: BuildRequest, *, capabilities: Sequence[str] | None = None) -> Plan:
+    """Check a request against the bundle, the target and the GPUs; nothing is built.
+
+    Args:
+        request: what was asked for.
+        capabilities: compute capabilities that stand for the target's default.
+
+    Raises:
+        BundleError: the bundle is damaged, or has no such precision.
+        InputError: what the target or a GPU cannot do, or an opset its parser gets wrong.
+    """
+    target = target_named(request.target)
+    chosen = request.compute_capabilities or tuple(capabilities or target.default_capabilities)
+    check_support(target, chosen, request.precision or "fp16")
+    bundle = Bundle.open(request.bundle)
+    precision = request.precision or bundle.precisions[0]
+    check_support(target, chosen, precision)
+    if request.output is None and not bundle.source.is_dir():
+        raise InputError(f"bundle {bundle.source}: engines cannot go into a zip", cure="give -o FOLDER")
+    folder = request.output or bundle.source / ENGINES_FOLDER / target.name / precision
+    ranges = {**DEFAULTS, **request.ranges}
+    engines = []
+    for name in GRAPH_NAMES:
+        if request.graphs and name not in request.graphs:
+            continue
+        sizes: tuple[Size | None, ...] = bundle.sizes if name in SIZED_GRAPHS else (None,)
+        for size in sizes:
+            record = bundle.graph(name, size, precision)
+            if record.opset > NEWEST_OPSET:
+                raise InputError(
+                    f"graph {record.file}: opset {record.opset} is too new, TensorRT is right up to {NEWEST_OPSET}: "
+                    "GridSample would sample the nearest pixel",
+                    cure="export the bundle again with this release",
+                )
+            settings = EngineSettings(
+                compute_capabilities=chosen,
+                profile=profile_for(record.spec, ranges),
+                workspace_bytes=request.workspace_bytes,
+                tf32=request.tf32,
+                keep_fp32=request.keep_fp32,
+            )
+            source = {file: bundle.manifest.files[file].sha256 for file in (record.file, record.weights) if file}
+            engines.append(PlannedEngine(record=record, source=source, settings=settings, name=plan_name(name, size)))
+    return Plan(bundle=bundle, target=target, precision=precision, folder=folder, engines=tuple(engines))
+
+
+def build_engines(request: BuildRequest, *, progress: Progress = lambda step, done, total: None) -> list[Engine]:
+    """Build what the request asks for; engines that are there already, of the same making, are kept.
+
+    An engine appears with its sidecar only when it is whole and its layers compute in the types the precision
+    promises. After an error or Ctrl-C the engines finished before stay, and the next call goes on from there.
+
+    Raises:
+        BundleError, InputError: as `plan_build`.
+        BackendError: the target's module is missing or does not load, or there is no GPU where one is needed.
+        ExportError: a builder refused or died, memory or disk are too small, or the census found a broken promise.
+    """
+    target = target_named(request.target)
+    check_support(target, request.compute_capabilities, request.precision or "fp16")
+    version = installed_version(target)
+    here: tuple[str, ...] = ()
+    if not request.compute_capabilities and not target.default_capabilities:
+        found = gpu_capability()
+        if found is None:
+            raise BackendError(
+                f"target {target.name}: it builds for the GPU at hand, and this machine has none",
+                cure=f"run `ebseg build --target {target.name} --script` here and what it writes on the device",
+            )
+        here = (found,)
+    plan = plan_build(request, capabilities=here)
+    _prepare(plan.folder)
+    total = 100 * len(plan.engines)
+    engines = []
+    for i, planned in enumerate(plan.engines):
+        progress(planned.label, 100 * i, total)
+        engine = None if request.rebuild else _kept(plan, planned, version)
+        if engine is None:
+
+            def watch(fraction: float, phase: str, start: int = 100 * i, label: str = planned.label) -> None:
+                progress(f"{label}, {phase.lower()}", start + int(99 * fraction), total)
+
+            engine = _build(plan, planned, request, watch)
+        engines.append(engine)
+    progress("done", total, total)
+    return engines
+
+
+def installed_version(target: Target) -> str:
+    """The version of the target's Python module, asked in a process of its own: importing it costs 1 GB of libraries.
+
+    Raises:
+        BackendError: it is missing, or does not load.
+    """
+    if importlib.util.find_spec(target.module) is None:
+        raise BackendError(f"target {target.name}: {target.module} is not installed", cure=target.install)
+    code = f"import {target.module} as m; print('version', m.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    match = re.search(r"^version (\S+)$", done.stdout, re.MULTILINE)
+    if done.returncode or match is None:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise BackendError(
+            f"target {target.name}: {target.module} is installed but does not load: {reason}",
+            cure=f"reinstall it: {target.install}",
+        )
+    return match[1]
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, and clear what killed builds left in it."""
+    import psutil
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        leftovers = list(folder.glob(".*.partial"))
+        alive = {str(process) for process in psutil.pids()} if leftovers else set()
+        for path in leftovers:
+            if path.name.split(".")[-2] not in alive:
+                path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder}: {error.strerror}", cure="choose another folder with -o, or change its rights"
+        ) from error
+
+
+def _kept(plan: Plan, planned: PlannedEngine, version: str) -> Engine | None:
+    """The engine that is there already, if building it again would make the same."""
+    path = plan.folder / planned.name
+    try:
+        sidecar = check_engine(path, graph=planned.record, source=planned.source)
+        if (sidecar.target, sidecar.tensorrt_version, sidecar.platform) != (plan.target.name, version, host_platform()):
+            return None
+        if sidecar.settings != planned.settings:
+            return None
+        check_engine_promise(sidecar)
+    except EbsegError:
+        return None
+    return Engine(plan=path, sidecar=sidecar, kept=True)
+
+
+def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Callable[[float, str], None]) -> Engine:
+    path = plan.folder / planned.name
+    log_path = path.with_suffix(".build.log")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial_log = path.with_name(f".{log_path.name}.{os.getpid()}.partial")
+    _check_room(plan, planned, request)
+    job = BuildJob(
+        module=plan.target.module,
+        target=plan.target.name,
+        graph=planned.record.name,
+        graph_file=str(plan.bundle.file(planned.record.file)),
+        spec=planned.record.spec,
+        settings=planned.settings,
+        plan_file=str(partial),
+        log_file=str(partial_log),
+    )
+    try:
+        try:
+            built = run_job(job, label=planned.label, log_name=log_path, watch=watch)
+            sidecar = _sidecar(plan, planned, request, built, partial, partial_log)
+            check_engine_promise(sidecar)
+        except ExportError:
+            os.replace(partial_log, log_path)  # the reason is in it
+            raise
+        # The sidecar last: a plan whose sidecar is missing or of another plan is refused and built again.
+        os.replace(partial_log, log_path)
+        os.replace(partial, path)
+        write_atomically(sidecar_path(path), msgspec.json.format(msgspec.json.encode(sidecar), indent=1) + b"\n")
+    except OSError as error:
+        raise ExportError(
+            f"engine {planned.label}: {path} cannot be written: {error.strerror}",
+            cure="free some space, or give -o on another disk",
+        ) from error
+    finally:
+        for leftover in (partial, partial_log):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
+    return Engine(plan=path, sidecar=sidecar, kept=False)
+
+
+def _check_room(plan: Plan, planned: PlannedEngine, request: BuildRequest) -> None:
+    """Memory and disk, before minutes of work."""
+    import psutil
+
+    weights = sum(plan.bundle.manifest.files[file].bytes for file in planned.source)
+    needed = PROCESS_BYTES + BYTES_PER_WEIGHT_BYTE * weights
+    available = psutil.virtual_memory().available
+    if request.preflight and available < needed:
+        raise ExportError(
+            f"engine {planned.label}: {available / 1e9:.1f} GB of memory available, about {needed / 1e9:.1f} GB needed",
+            cure="close other programs, build on a larger machine, or give --no-preflight",
+        )
+    free, wanted = shutil.disk_usage(plan.folder).free, int(1.1 * weights) + (32 << 20)
+    if free < wanted:
+        raise ExportError(
+            f"engine {planned.label}: {free / 1e9:.2f} GB free in {plan.folder}, {wanted / 1e9:.2f} GB needed",
+            cure="free some space, or give -o on another disk",
+        )
+
+
+def _sidecar(
+    plan: Plan, planned: PlannedEngine, request: BuildRequest, built: Built, partial: Path, log: Path
+) -> EngineSidecar:
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        memory = read_memory(lines)
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        layers = read_layers(lines)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return EngineSidecar(
+        schema_version=ENGINE_SCHEMA_VERSION,
+        plan=FileRecord(bytes=partial.stat().st_size, sha256=file_sha256(partial)),
+        graph=planned.record.name,
+        precision=plan.precision,
+        size=planned.record.size,
+        model=plan.bundle.model.name,
+        spec=planned.record.spec,
+        source=planned.source,
+        target=plan.target.name,
+        tensorrt_version=built.tensorrt_version,
+        platform=host_platform(),
+        settings=msgspec.structs.replace(planned.settings, compute_capabilities=built.compute_capabilities),
+        memory=EngineMemory(
+            weights_bytes=memory.get("weights"),
+            activation_bytes=memory.get("activation"),
+            scratch_bytes=memory.get("scratch"),
+            builder_peak_bytes=built.peak_bytes,
+        ),
+        layers=layers,
+        quantised_nodes=built.quantised_nodes,
+        build_seconds=round(built.seconds, 2),
+        provenance={
+            "ebseg-deploy": __version__,
+            "built": now,
+            **({"command": request.command} if request.command else {}),
+        },
+    )
