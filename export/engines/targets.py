@@ -1,7 +1,7 @@
 """What each target and each GPU can do, as data; a request is held against it before a builder is started.
 
-Sources: the support matrix of TensorRT for RTX 1.5 (TensorRT proper: general knowledge, unchecked), and what `tensorrt_rtx` 1.7.1 has in its
-ComputeCapability enumeration. Nothing in this table was measured on a GPU.
+Sources: the support matrix of TensorRT for RTX 1.5 (TensorRT proper: general knowledge, unchecked), and what
+`tensorrt_rtx` 1.7.1 has in its ComputeCapability enumeration. Nothing in this table was measured on a GPU.
 """
 
 from __future__ import annotations
