@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(ebseg_deploy.__file__).parent
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests")
-DATA = {".json", ".txt", ".png", ".jpg", ".safetensors", ".typed"}
+DATA = {".json", ".txt", ".png", ".jpg", ".safetensors", ".typed", ".cu"}
 
 
 def shipped_files() -> set[str]:
