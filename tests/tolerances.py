@@ -51,19 +51,18 @@ GOLDEN: Mapping[str, Limit] = {
     "mask_logits": Limit(5e-4, unsure_rows=0.1),  # 1.0e-4 of 124; one row 1.3e-2
     "mask_logits_clip": Limit(2e-4),  # 4.4e-5 of 7.7
     "class_probabilities": Limit(5e-5, unsure_rows=1e-3),  # 6.6e-6 of 1; one row 4.9e-5
-    "sem_seg_s": Limit(1e-3),  # 5.1e-5 of 4.8; 3.4e-4 of 9.5 at 640x640, where one query of A is unsure (1e-4)
+    "sem_seg_s": Limit(3e-4),  # 5.1e-5 of 4.8
 }
 
 LABELS_DIFFERING = 2e-4
 """Share of pixels whose label may differ from a golden's: 0.02 %. Measured: 2 of 307,200."""
 
-SCORES_TIED = 6e-4
+SCORES_TIED = 2 * GOLDEN["sem_seg_s"].largest
 """A label may differ only where the two labels' scores are as close as the scores' own error allows."""
 
-GOLDEN_MARGIN = 0.2
-"""And only near a place where the golden's best score leads its second by less than this. Measured: 0.036 at 480x640,
-0.144 at 640x640. The golden keeps every fourth pixel of each axis, and a class border may run between two of them: this
-is the coarse check, SCORES_TIED the sharp one."""
+GOLDEN_MARGIN = 0.1
+"""And only near a place where the golden's best score leads its second by less than this. Measured: 0.036. The golden
+keeps every fourth pixel of each axis; a median pixel has 0.16."""
 
 SAME_ORDER: Mapping[str, float] = {
     # |difference| / largest |value|, restructured against the published order, tiny models   # measured
