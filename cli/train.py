@@ -10,6 +10,7 @@ VERBS = {
     "fetch-data": LazyVerb("ebseg_deploy.cli.train_fetch_data", "Fetch the sprites of the emoji scenes (npm)."),
     "clip": LazyVerb("ebseg_deploy.cli.train_clip", "Stage 1: pictures and prompts, contrastively."),
     "distill": LazyVerb("ebseg_deploy.cli.train_distill", "Stage 2: CLIP learns to say what a region shows."),
+    "windows": LazyVerb("ebseg_deploy.cli.train_windows", "Stage 2b: CLIP learns windows' captions."),
     "ebseg": LazyVerb("ebseg_deploy.cli.train_ebseg", "Stage 3: masks of the seen classes, with SSC."),
     "finetune": LazyVerb("ebseg_deploy.cli.train_finetune", "Stage 3 for B, L or nano on your own label maps."),
     "tune-balance": LazyVerb("ebseg_deploy.cli.train_tune_balance", "Choose α, β and γ on the validation split."),
@@ -21,7 +22,7 @@ VERBS = {
 
 @click.group(cls=LazyGroup, lazy_verbs=VERBS)
 def command() -> None:
-    """Train EBSeg-nano on emoji scenes: fetch-data, clip, distill, ebseg, tune-balance, finish.
+    """Train EBSeg-nano on emoji scenes: fetch-data, clip, distill, windows, ebseg, tune-balance, finish.
 
     \b
     Every stage has a folder of its own in the run folder (-r), writes checkpoints there, and goes on from the last

@@ -16,6 +16,10 @@ from .train_options import run_options, run_stage, set_threads
 @click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
 @click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
 @click.option(
+    "--clip", "clip_name", type=click.Choice(("windows", "distill")), default="windows", show_default=True,
+    help="Whose CLIP: stage 2b's or stage 2's.",
+)
+@click.option(
     "--start", type=click.Path(path_type=Path), help="Folder of an earlier stage 3: begin a schedule with its weights."
 )
 def command(
@@ -29,14 +33,15 @@ def command(
     seed: int,
     ssc: float,
     name: str,
+    clip_name: str,
     start: Path | None,
 ) -> None:
     """Stage 3: EBSeg's own training on scenes of seen classes: matching, masks, A and B, SSC; CLIP stays frozen.
 
-    Needs stage 2.
+    Needs stage 2b (or stage 2, with --clip distill).
     """
     from ..training.recipes import ebseg_stage, training_scenes
 
     set_threads(threads)
-    stage = ebseg_stage(folder / "distill", training_scenes(data), steps=steps, seed=seed, structure=ssc, start=start)
+    stage = ebseg_stage(folder / clip_name, training_scenes(data), steps=steps, seed=seed, structure=ssc, start=start)
     run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)

@@ -24,7 +24,7 @@ from .optimizer import adamw
 from .prompts import prompt_tokens
 from .scenes import SceneConfig, SceneSource, batch
 
-_STUFF_SHARE = 0.3  # of a stuff pixel against a thing's: things are what is asked for
+STUFF_SHARE = 0.3  # of a stuff pixel against a thing's: things are what is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def area_targets(labels: Tensor) -> Tensor:
     flat = labels.long().flatten(1)
     area = torch.zeros(len(labels), len(CLASSES)).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
     weight = area.sqrt()
-    weight[:, len(THINGS) :] *= _STUFF_SHARE
+    weight[:, len(THINGS) :] *= STUFF_SHARE
     return weight / weight.sum(1, keepdim=True)
 
 

@@ -1,8 +1,8 @@
-"""The three stages put together for nano: which data, which weights from which run folder, which config.
+"""The stages put together for nano: which data, which weights from which run folder, which config.
 
 A run folder holds a folder per stage, each with config.json, last.pt and the history:
 
-    RUN/clip  →  RUN/distill  →  RUN/ebseg  →  ebseg-nano.safetensors
+    RUN/clip  →  RUN/distill  →  RUN/windows  →  RUN/ebseg  →  ebseg-nano.safetensors
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from .prompts import class_embeddings, prompt_tokens
 from .samples import EmojiSamples
 from .scenes import SceneConfig, SceneSource, batch
 from .sprites import TRAIN_ARTISTS, load_sprites
+from .window_stage import WindowStage, WindowStageConfig
 
-STAGES = ("clip", "distill", "ebseg")
+STAGES = ("clip", "distill", "windows", "ebseg")
 _STATISTICS_BATCHES = 8
 
 
@@ -87,8 +88,17 @@ def distill_stage(
     return DistillStage(config or DistillStageConfig(), student, teacher, source, text)
 
 
+def window_stage(
+    distill_folder: Path, source: SceneSource, config: WindowStageConfig | None = None, model: EbsegConfig = EBSEG_NANO
+) -> WindowStage:
+    """Stage 2b for nano, from stage 2's folder."""
+    network = _with_clip_of(distill_folder, (DistillStage.name,), model, "give stage 2's folder")
+    text = class_embeddings(network.text_encoder(), CLASS_NAMES)
+    return WindowStage(config or WindowStageConfig(), network, source, text)
+
+
 def ebseg_stage(
-    distill_folder: Path,
+    clip_folder: Path,
     source: SceneSource,
     *,
     steps: int,
@@ -97,10 +107,10 @@ def ebseg_stage(
     start: Path | None = None,
     model: EbsegConfig = EBSEG_NANO,
 ) -> EbsegStage:
-    """Stage 3 for nano, from stage 2's folder.
+    """Stage 3 for nano, from stage 2's or 2b's folder.
 
     Args:
-        distill_folder: of stage 2.
+        clip_folder: of stage 2 or 2b, whose CLIP stays as it is.
         source: the training scenes; only seen things are drawn from it.
         steps: of the poly schedule.
         seed: of initial weights, scenes and sampled points.
@@ -108,19 +118,26 @@ def ebseg_stage(
         start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given.
         model: the variant.
     """
-    content = read_checkpoint(distill_folder / LAST)
-    if content["stage"] != DistillStage.name:
-        raise CheckpointError(
-            f"{distill_folder}: holds stage {content['stage']!r}, wanted 'distill'", cure="give stage 2's folder"
-        )
-    network = EBSeg(model)
-    load_weights(network, content["state"]["model"], str(distill_folder), clip_only=True)
+    network = _with_clip_of(clip_folder, (DistillStage.name, WindowStage.name), model, "give stage 2's or 2b's folder")
     initialise(network, seed, sam=True)
     if start is not None:
+        clip = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         load_weights(network, read_checkpoint(start / LAST)["state"]["model"], str(start))
+        load_weights(network, clip, str(clip_folder), clip_only=True)  # it may be another than start's
     samples = EmojiSamples(source, seed=seed)
     text = class_embeddings(network.text_encoder(), samples.names)
     return EbsegStage(nano_stage(model, steps=steps, seed=seed, structure=structure), network, samples, text)
+
+
+def _with_clip_of(folder: Path, stages: tuple[str, ...], model: EbsegConfig, cure: str) -> EBSeg:
+    """An EBSeg with the CLIP of a folder of one of `stages`; the rest is not initialised."""
+    content = read_checkpoint(folder / LAST)
+    if content["stage"] not in stages:
+        wanted = " or ".join(repr(stage) for stage in stages)
+        raise CheckpointError(f"{folder}: holds stage {content['stage']!r}, wanted {wanted}", cure=cure)
+    network = EBSeg(model)
+    load_weights(network, content["state"]["model"], str(folder), clip_only=True)
+    return network
 
 
 def trained_model(folder: Path, model: EbsegConfig = EBSEG_NANO) -> EBSeg:
