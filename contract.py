@@ -189,11 +189,40 @@ def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, bat
     return GraphSpec(inputs=picture, outputs=clip if graph == CLIP_IMAGE_ENCODER else sam)
 
 
-class GraphRecord(Record, frozen=True, kw_only=True):
+FloatType = Literal["fp32", "fp16", "bf16"]
+QuantisedType = Literal["int8", "fp8"]
+
+
+class KeptRecord(Record, frozen=True, kw_only=True):
+    """Nodes of a graph that do not follow its precision, and why."""
+
+    pattern: str
+    """Shell pattern of ONNX node names, which are module paths: "layers.*/LayerNormalization*"."""
+    precision: FloatType
+    """What they compute in; of a quantised graph, the base type says: not quantised, and no more than that."""
+    reason: str
+    nodes: int
+    """How many nodes of the graph the pattern keeps."""
+
+
+class ComputeRecord(Record, frozen=True, kw_only=True):
+    """Types a graph computes in. Its border is graph_spec's, FP32, in every precision."""
+
+    base: FloatType
+    """Type of whatever is neither kept nor quantised."""
+    quantised: QuantisedType | None = None
+    """Type of the products between Q/DQ pairs."""
+    kept: tuple[KeptRecord, ...] = ()
+    casts: int = 0
+    """Cast nodes that stand on the borders of islands and of the graph."""
+
+
+class GraphRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One graph file of a bundle."""
 
     name: GraphName
     precision: str
+    """Name of the recipe it was made by: "fp32" as exported, "fp16", "int8", …"""
     size: Size | None
     """None for graphs that serve every size."""
     file: str
@@ -203,7 +232,10 @@ class GraphRecord(Record, frozen=True, kw_only=True):
     spec: GraphSpec
     opset: int
     parity: dict[str, float]
-    """Output name -> largest |ONNX Runtime − torch| seen by the exporter's check."""
+    """Output name -> largest |difference| seen when it was made: of an FP32 graph, ONNX Runtime's from torch; of a
+    graph of another precision, its own from the FP32 graph, both in ONNX Runtime."""
+    compute: ComputeRecord | None = None
+    """Types it computes in; None is FP32 throughout. Left out of the file when None, so that seals stay as they were."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
