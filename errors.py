@@ -6,6 +6,7 @@
     ├── CheckpointError       weights that do not fit the model
     ├── ExportError           a graph that could not be made
     │   └── ParityError       a graph whose numbers differ from the model's
+    ├── CalibrationError      activations without a usable range, or ranges that do not fit a graph
     ├── BundleError           a bundle that is damaged, incomplete or of another version
     └── BackendError          an execution engine that is missing, or refused a graph or a tensor
 
@@ -45,6 +46,10 @@ class ExportError(EbsegError):
 
 class ParityError(ExportError):
     """A graph's names, shapes, types or values differ from the model's."""
+
+
+class CalibrationError(EbsegError):
+    """Activations have no usable range, or ranges do not fit a graph."""
 
 
 class BundleError(EbsegError):

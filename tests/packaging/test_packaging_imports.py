@@ -18,6 +18,7 @@ FORMATS = {"onnx", "onnx_ir", "onnxscript"}
 FRAMEWORKS = {"torch", "torchvision", "open_clip", "segment_anything", "scipy", "matplotlib"}
 MUST_NOT_NEED = {
     "benchmarks": FRAMEWORKS | FORMATS | ENGINES,
+    "calibration": FRAMEWORKS | {"click", "rich"},
     "cli": FRAMEWORKS | FORMATS | ENGINES | {"tokenizers", "numpy", "PIL", "rich"},
     "export": {"click", "rich"},
     "model": FORMATS | ENGINES | {"click", "rich"},
