@@ -16,7 +16,11 @@ from .train_options import run_options, run_stage, set_threads
 @click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
 @click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
 @click.option(
-    "--clip", "clip_name", type=click.Choice(("windows", "distill")), default="windows", show_default=True,
+    "--clip",
+    "clip_name",
+    type=click.Choice(("windows", "distill")),
+    default="windows",
+    show_default=True,
     help="Whose CLIP: stage 2b's or stage 2's.",
 )
 @click.option(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..contract import Size
 from ..model.config import EbsegConfig
 from ..model.ebseg import EBSeg, SizedGraphs
+from ..model.pixel_decoder import PixelFeatures
 from .losses import LossConfig, Supervised, ebseg_losses, weighted
 from .matching import Targets
 from .optimizer import adamw, poly_rate
@@ -41,6 +42,8 @@ class EbsegStageConfig:
     """All of SAM, or its position embedding alone? Nano's has no pre-training, so it trains."""
     train_clip_positions: bool = True
     bf16: bool = False
+    bf16_pixel_decoder: bool = False
+    """The published training keeps it in FP32; for nano bfloat16 makes a step a fifth shorter."""
     loss: LossConfig = field(default_factory=LossConfig)
     seed: int = 0
 
@@ -58,6 +61,7 @@ def nano_stage(model: EbsegConfig, *, steps: int, seed: int = 0, structure: floa
         train_sam=True,
         train_clip_positions=False,
         bf16=True,
+        bf16_pixel_decoder=True,
         loss=LossConfig(points=2048, structure=structure),
         seed=seed,
     )
@@ -122,7 +126,7 @@ class EbsegStage:
             graphs = self.model.graphs(Size(height=config.size, width=config.size))  # positions follow the weights
         predictions = supervised_predictions(
             self.model, graphs, images, valid_size, self.text, frozen_clip=not config.train_clip_positions,
-            bf16=config.bf16,
+            bf16=config.bf16, bf16_pixel_decoder=config.bf16_pixel_decoder,
         )  # fmt: skip
         losses = ebseg_losses(predictions, targets, self.text, config.loss, generator=generator)
         total = weighted(losses, config.loss)
@@ -156,6 +160,7 @@ def supervised_predictions(
     *,
     frozen_clip: bool,
     bf16: bool = False,
+    bf16_pixel_decoder: bool = False,
 ) -> list[Supervised]:
     """Every prediction of the decoder, with A's and B's logits.
 
@@ -169,6 +174,7 @@ def supervised_predictions(
         text: (N, D) unit rows.
         frozen_clip: no gradient into CLIP's encoder.
         bf16: autocast everything but the pixel decoder, which is FP32 in the published training too.
+        bf16_pixel_decoder: autocast that as well; what leaves it is FP32.
     """
     decoder = graphs.adab_decoder
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
@@ -176,7 +182,11 @@ def supervised_predictions(
             clip = graphs.clip_image_encoder(images, valid_size)
         sam = graphs.sam_image_encoder(images, valid_size)
     fusion = tuple(feature.float() for feature in clip.fusion)
-    features = decoder.pixel_decoder(fusion, tuple(feature.float() for feature in sam))
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16_pixel_decoder):
+        features = decoder.pixel_decoder(fusion, tuple(feature.float() for feature in sam))
+    features = PixelFeatures(
+        levels=[level.float() for level in features.levels], mask_features=features.mask_features.float()
+    )
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         states = decoder.masked_decoder.queries(features)
         predictions = [decoder.masked_decoder.predict(state, features.mask_features) for state in states]

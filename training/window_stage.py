@@ -6,7 +6,7 @@ thrown anywhere on the picture, and the names of what happens to be inside, weig
 pass over the picture serves all its windows, by both ways EBSeg reads CLIP: the masked query token (B) and the pooled
 dense map (D).
 
-New classes take part as in stage 1, as words of a caption: windows are drawn blindly, so no outline of anything is told.
+New classes take part as in stage 1, as words of a caption: windows fall anywhere, so no outline of anything is told.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ebseg_deploy.errors import CheckpointError
 from ebseg_deploy.model.checkpoint import load_model
 from ebseg_deploy.model.config import EBSEG_B, EBSEG_L
 from ebseg_deploy.model.ebseg import EBSeg
-from ebseg_deploy.training.clip_stage import ClipStage, ClipStageConfig, Level, area_targets, hit_rate
+from ebseg_deploy.training.clip_stage import STUFF_SHARE, ClipStage, ClipStageConfig, Level, area_targets, hit_rate
 from ebseg_deploy.training.clip_weights import ebseg_clip_state, install_clip
 from ebseg_deploy.training.contrastive import ContrastiveClip, clip_towers, folded, statistics
 from ebseg_deploy.training.distill_stage import DistillStage, DistillStageConfig, random_windows, window_masks
@@ -26,9 +26,11 @@ from ebseg_deploy.training.losses import LossConfig
 from ebseg_deploy.training.optimizer import adamw, poly_rate
 from ebseg_deploy.training.prompts import class_embeddings, encode_text, prompt_tokens
 from ebseg_deploy.training.recipes import ebseg_stage, trained_clip, trained_model
+from ebseg_deploy.training.recipes import window_stage as window_stage_of
 from ebseg_deploy.training.regions import region_accuracy
 from ebseg_deploy.training.samples import EmojiSamples
 from ebseg_deploy.training.scenes import SceneConfig, batch
+from ebseg_deploy.training.window_stage import WindowStage, WindowStageConfig, window_captions
 from paper_sprites import TINY, paper_scenes
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,6 +47,7 @@ LEVELS = (
 )  # fmt: skip
 CLIP = ClipStageConfig(clip=TINY.clip, levels=LEVELS, bf16=False, warmup_steps=1)
 DISTILL = DistillStageConfig(steps=3, batch=2, windows=2, window_patches=(1, 2), teacher_side=64, bf16=False)
+WINDOWS = WindowStageConfig(steps=3, batch=2, windows=2, window_patches=(1, 2), bf16=False)
 EBSEG = dataclasses.replace(
     nano_stage(TINY, steps=16), size=128, batch=2, bf16=False, warmup_steps=0, loss=LossConfig(points=128)
 )
@@ -61,6 +64,14 @@ def distill_stage() -> DistillStage:
     install_clip(student, teacher.clip.state_dict())
     text = class_embeddings(student.text_encoder(), CLASS_NAMES[:4])
     return DistillStage(DISTILL, student, teacher, paper_scenes(), text)
+
+
+def window_stage(config: WindowStageConfig = WINDOWS) -> WindowStage:
+    torch.manual_seed(1)
+    model = EBSeg(TINY)
+    text = F.normalize(torch.randn(len(CLASSES), TINY.clip.embedding_dim), dim=-1)
+    install_clip(model, ContrastiveClip(TINY.clip).clip.state_dict())
+    return WindowStage(config, model, paper_scenes(), text)
 
 
 def tiny_ebseg_stage(config: EbsegStageConfig = EBSEG) -> EbsegStage:
@@ -83,7 +94,11 @@ def flat(state: Any) -> dict[str, Any]:
     return {f"{key}.{name}": value for key, each in pairs for name, value in flat(each).items()}
 
 
-@pytest.mark.parametrize("make", [clip_stage, distill_stage, tiny_ebseg_stage], ids=["clip", "distill", "ebseg"])
+@pytest.mark.parametrize(
+    "make",
+    [clip_stage, distill_stage, window_stage, tiny_ebseg_stage],
+    ids=["clip", "distill", "windows", "ebseg"],
+)
 def test_a_resumed_stage_equals_an_unbroken_one(make: Any, tmp_path: Path) -> None:
     whole: Stage = make()
     run(whole, tmp_path / "whole", LoopConfig(max_steps=3))
@@ -254,6 +269,28 @@ def test_windows_hold_what_they_say() -> None:
     assert (rounded[1:].sum(1) > 0).all()
 
 
+def test_windows_captions_are_learnt() -> None:
+    stage = window_stage(dataclasses.replace(WINDOWS, steps=60, warmup_steps=2, learning_rate=3e-3))
+    losses = [stage.step(step)["loss"] for step in range(30)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
+
+
+def test_a_windows_caption_names_what_is_inside() -> None:
+    """√area: of a 2x2 grid the left column holds 16 pixels of class 3, 8 of class 5 and 8 of sky; the right is sky."""
+    sky = len(THINGS)
+    labels = torch.full((1, 8, 8), sky)
+    labels[0, :4, :4] = 3
+    labels[0, 4:, :4] = 5
+    labels[0, 4:6, :4] = sky
+    inside = torch.tensor([[[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1]]]).bool()
+    left, right, whole = window_captions(labels, inside, 2)[0]
+    weights = torch.tensor([16**0.5, 8**0.5, STUFF_SHARE * 8**0.5])
+    torch.testing.assert_close(left[[3, 5, sky]], weights / weights.sum())
+    assert right[sky] == 1
+    assert whole.argmax() == 3
+    assert torch.count_nonzero(left) == 3
+
+
 def test_poly_rate() -> None:
     assert poly_rate(0, base=2.0, steps=10) == 2.0
     assert poly_rate(5, base=2.0, steps=10) == pytest.approx(2 * 0.5**0.9)
@@ -286,11 +323,20 @@ def test_from_stage_to_stage_to_file(tmp_path: Path) -> None:
     text = class_embeddings(student.text_encoder(), CLASS_NAMES[:4])
     run(DistillStage(DISTILL, student, teacher, paper_scenes(), text), tmp_path / "distill", LoopConfig())
     stage = ebseg_stage(tmp_path / "distill", paper_scenes(), steps=1, model=TINY)
+    later = window_stage_of(tmp_path / "distill", paper_scenes(), WINDOWS, TINY)
+    assert torch.equal(later.model.clip_rec_head.proj, student.clip_rec_head.proj)
+    run(later, tmp_path / "windows", LoopConfig())
+    assert not torch.equal(later.model.clip_rec_head.proj, student.clip_rec_head.proj)
     small = dataclasses.replace(EBSEG, steps=1)
     samples = EmojiSamples(paper_scenes(), SceneConfig(side=128, objects=(1, 2)))
     run(EbsegStage(small, stage.model, samples, stage.text), tmp_path / "ebseg", LoopConfig())
     trained = trained_model(tmp_path / "ebseg", TINY)
     assert torch.equal(trained.clip_rec_head.proj, student.clip_rec_head.proj)
+    # a new schedule takes the decoder of an earlier one, and CLIP from where it is told
+    again = ebseg_stage(tmp_path / "windows", paper_scenes(), steps=1, model=TINY, start=tmp_path / "ebseg")
+    assert torch.equal(again.model.clip_rec_head.proj, later.model.clip_rec_head.proj)
+    query = "sem_seg_head.predictor.query_feat.weight"
+    assert torch.equal(again.model.state_dict()[query], trained.state_dict()[query])
     write_weights(tmp_path / "ebseg", tmp_path / "tiny.safetensors", TINY)
     shipped = load_model(tmp_path / "tiny.safetensors", TINY)
     torch.testing.assert_close(shipped.clip_rec_head.proj, trained.clip_rec_head.proj, rtol=1e-3, atol=1e-4)
