@@ -42,6 +42,34 @@ def test_figures_are_their_definitions(truth: np.ndarray, given_: np.ndarray) ->
         assert np.isnan(confusion.mean_iou())
 
 
+@pytest.mark.parametrize("classes", [2, 7, 40])
+def test_figures_equal_torchmetrics(classes: int) -> None:
+    """Another library's counts of the same maps, ignored pixels among them: matrix, IoU and accuracies."""
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_confusion_matrix,
+        multiclass_jaccard_index,
+    )
+
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(0, classes, (5, 31, 17))
+    given_ = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, classes, truth.shape))
+    truth[rng.random(truth.shape) < 0.1] = 255
+    confusion = Confusion(classes)
+    for one_truth, one_given in zip(truth, given_, strict=True):
+        confusion.add(one_truth, one_given, 255)
+    tensors = (torch.from_numpy(given_), torch.from_numpy(truth), classes)
+    theirs = multiclass_confusion_matrix(*tensors, ignore_index=255)
+    np.testing.assert_array_equal(confusion.counts, theirs.numpy())
+    iou = multiclass_jaccard_index(*tensors, ignore_index=255, average="none")
+    np.testing.assert_allclose(confusion.iou, iou.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(confusion.mean_iou(), float(iou.mean()), rtol=1e-6)
+    recall = multiclass_accuracy(*tensors, ignore_index=255, average="none")
+    np.testing.assert_allclose(confusion.accuracy, recall.numpy(), rtol=1e-6)
+    pixels = multiclass_accuracy(*tensors, ignore_index=255, average="micro")
+    assert confusion.pixel_accuracy == pytest.approx(float(pixels), rel=1e-6)
+
+
 def test_background_is_left_out_of_the_means() -> None:
     confusion = Confusion(3)
     confusion.counts[:] = [[8, 2, 0], [0, 10, 0], [0, 0, 5]]
