@@ -51,7 +51,7 @@ GOLDEN: Mapping[str, Limit] = {
     "mask_logits": Limit(5e-4, unsure_rows=0.1),  # 1.0e-4 of 124; one row 1.3e-2
     "mask_logits_clip": Limit(2e-4),  # 4.4e-5 of 7.7
     "class_probabilities": Limit(5e-5, unsure_rows=1e-3),  # 6.6e-6 of 1; one row 4.9e-5
-    "sem_seg_s": Limit(3e-4),  # 5.1e-5 of 4.8
+    "sem_seg_s": Limit(3e-4),  # 5.1e-5 of 4.8; from the golden's own class probabilities
 }
 
 LABELS_DIFFERING = 2e-4
@@ -61,7 +61,7 @@ SCORES_TIED = 2 * GOLDEN["sem_seg_s"].largest
 """A label may differ only where the two labels' scores are as close as the scores' own error allows."""
 
 GOLDEN_MARGIN = 0.1
-"""And only near a place where the golden's best score leads its second by less than this. Measured: 0.036. The golden
+"""And, given the golden's class probabilities, only near a place where the golden's best score leads its second by less than this. Measured: 0.036. The golden
 keeps every fourth pixel of each axis; a median pixel has 0.16."""
 
 SAME_ORDER: Mapping[str, float] = {

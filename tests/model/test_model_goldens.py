@@ -34,6 +34,9 @@ class Run:
     """By the golden's name, thinned as it is."""
     class_probabilities: Tensor
     labels: npt.NDArray[np.generic]
+    labels_of_golden_classes: npt.NDArray[np.generic]
+    """The run's masks with the golden's class probabilities. A query whose mask has a pixel within rounding of 0 moves
+    its class probabilities by as much as `class_probabilities` allows; near-ties all over its mask follow it."""
     lead: float
     """Where a label is not the golden's, how far its score is ahead of the golden label's at most."""
 
@@ -65,6 +68,11 @@ def cases(names: set[str] | None = None) -> list[object]:
     return found
 
 
+def golden_classes(size: str) -> Tensor:
+    """(Q, N): the golden has log(joint + 1e-8) with the background last, before the softmax."""
+    return torch.from_numpy(golden(size)["fused_logits"]).softmax(dim=-1)[:, :-1]
+
+
 @pytest.mark.parametrize(("order", "size", "name"), cases(set(STRIDES)))
 def test_intermediate(run: Runs, order: str, size: str, name: str) -> None:
     assert_near(name, run(order, size).tensors[name], torch.from_numpy(golden(size)[name]))
@@ -72,18 +80,17 @@ def test_intermediate(run: Runs, order: str, size: str, name: str) -> None:
 
 @pytest.mark.parametrize(("order", "size"), cases())
 def test_class_probabilities(run: Runs, order: str, size: str) -> None:
-    # The golden has log(joint + 1e-8) with the background last, before the softmax.
-    expected = torch.from_numpy(golden(size)["fused_logits"]).softmax(dim=-1)[:, :-1]
-    assert_near("class_probabilities", run(order, size).class_probabilities, expected)
+    assert_near("class_probabilities", run(order, size).class_probabilities, golden_classes(size))
 
 
 @pytest.mark.parametrize(("order", "size"), cases())
 def test_label_map(run: Runs, order: str, size: str) -> None:
     found, expected = run(order, size), golden(size)["labels"]
-    differs = found.labels != expected
+    assert (found.labels != expected).mean() <= LABELS_DIFFERING
+    assert found.lead <= SCORES_TIED
+    differs = found.labels_of_golden_classes != expected
     assert differs.mean() <= LABELS_DIFFERING
     assert coarse_margin(differs, size) <= GOLDEN_MARGIN
-    assert found.lead <= SCORES_TIED
 
 
 @torch.no_grad()
@@ -112,6 +119,7 @@ def _restructured(model: EBSeg, size: str) -> Run:
     whole = (int(height), int(width))
     labels = label_map(masks, chosen, canvas, whole, whole)
     scores = torch.from_numpy(score_maps(masks, chosen, canvas, whole, whole))
+    given = golden_classes(size).numpy()
     tensors = {
         "clip_in_s": encoder.shrink(encoder.normalise(picture[None], valid))[0],
         "sam_in_s": graphs.sam_image_encoder.normalise(picture[None], valid)[0],
@@ -125,7 +133,7 @@ def _restructured(model: EBSeg, size: str) -> Run:
         "mask_embeds_clip": output.embeddings_b[0],
         "mask_logits": model.logit_scale * output.embeddings_a[0] @ text.T,
         "mask_logits_clip": model.logit_scale * output.embeddings_b[0] @ text.T,
-        "sem_seg_s": scores,
+        "sem_seg_s": torch.from_numpy(score_maps(masks, given, canvas, whole, whole)),
     }
     tensors |= {f"clip_feat{layer}_s": clip.fusion[i][0] for i, layer in enumerate(model.config.fusion_layers)}
     for i, scale in enumerate((4.0, 2.0, 1.0, 0.5)):
@@ -136,7 +144,13 @@ def _restructured(model: EBSeg, size: str) -> Run:
     kept = {name: thinned(name, tensor) for name, tensor in tensors.items()}
     # The surgery stream's CLS row is read by nobody and never made.
     kept["last_surgery_s"][0] = torch.from_numpy(golden(size)["last_surgery_s"][0])
-    return Run(tensors=kept, class_probabilities=probabilities[0], labels=labels, lead=_lead(scores, labels, size))
+    return Run(
+        tensors=kept,
+        class_probabilities=probabilities[0],
+        labels=labels,
+        labels_of_golden_classes=label_map(masks, given, canvas, whole, whole),
+        lead=_lead(scores, labels, size),
+    )
 
 
 @torch.no_grad()
@@ -146,6 +160,7 @@ def _published(model: EBSeg, size: str) -> Run:
     last = result.predictions[-1]
     whole = (int(picture.shape[1]), int(picture.shape[2]))
     labels, scores = dense_label_map(last["masks"][0], result.class_probabilities[0], whole, whole)
+    labels_given, scores_given = dense_label_map(last["masks"][0], golden_classes(size), whole, whole)
     tensors = {
         "clip_in_s": result.clip_input[0],
         "sam_in_s": result.sam_input[0],
@@ -157,7 +172,7 @@ def _published(model: EBSeg, size: str) -> Run:
         "mask_embeds_clip": last["embeddings_b"][0],
         "mask_logits": model.logit_scale * last["embeddings_a"][0] @ text.T,
         "mask_logits_clip": model.logit_scale * last["embeddings_b"][0] @ text.T,
-        "sem_seg_s": scores,
+        "sem_seg_s": scores_given,
     }
     tensors |= {f"clip_feat{layer}_s": feature[0] for layer, feature in result.clip_features.items()}
     tensors |= {f"sam_res{i + 2}_s": feature[0] for i, feature in enumerate(result.sam_features)}
@@ -168,6 +183,7 @@ def _published(model: EBSeg, size: str) -> Run:
         tensors={name: thinned(name, tensor) for name, tensor in tensors.items()},
         class_probabilities=result.class_probabilities[0],
         labels=labels.numpy(),
+        labels_of_golden_classes=labels_given.numpy(),
         lead=_lead(scores, labels.numpy(), size),
     )
 
