@@ -107,11 +107,14 @@ class EngineLane:
         """
         if self._words:
             return
-        limits = self._contexts[OPEN_VOCAB_HEAD].engine.limits
         picture = {name: np.zeros_like(self._staging[name]) for name in PICTURE}
-        words = {name: np.zeros(limits(name)[0], self._staging[name].dtype) for name in WORDS}
-        self.start(picture, words)
+        self.start(picture, self.fewest_words())
         self.wait()
+
+    def fewest_words(self) -> dict[str, Array]:
+        """Zeros for as few classes as the profile allows."""
+        limits = self._contexts[OPEN_VOCAB_HEAD].engine.limits
+        return {name: np.zeros(limits(name)[0], self._staging[name].dtype) for name in WORDS}
 
     def result(self, name: str) -> DeviceArray:
         """A result where it lies on the GPU; read it after the lane's stream, and before the lane's next run."""
@@ -134,6 +137,19 @@ class EngineLane:
             staged[name] = target.reshape(array.shape)
         self._device.synchronize(self.stream)
         return {name: array.copy() for name, array in staged.items()}  # the next run writes over the staging
+
+    def read_everything(self) -> dict[str, Array]:
+        """Wait for the run, and copy every output of every engine to the host, what passes between them included."""
+        found = {}
+        for name in LANE_GRAPHS:
+            for tensor in self._contexts[name].engine.spec.outputs:
+                array = self.result(tensor.name)
+                with ExitStack() as owned:
+                    staged = pinned_array(self._device, array.shape, array.dtype, owned)
+                    self._device.copy_to_host(host_address(staged), array.address, staged.nbytes, self.stream)
+                    self._device.synchronize(self.stream)
+                    found[tensor.name] = staged.copy()
+        return found
 
     def wait(self) -> None:
         """Until the run is done."""

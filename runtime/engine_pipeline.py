@@ -25,10 +25,11 @@ from .backends import OpenGraph
 from .backends.tensorrt_backend import TensorRtBackend, engine_of
 from .bundle import Bundle
 from .device import DeviceArray
-from .engine_lane import LANE_GRAPHS, RESULTS, EngineLane
+from .engine_lane import LANE_GRAPHS, PICTURE, RESULTS, WORDS, EngineLane
 from .kernels import DeviceLabelMap
 from .label_map import Labels, label_map
 from .pipeline import Array, Prediction
+from .sentinel import sentinel_for
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +55,7 @@ class EnginePipeline:
         cuda_graphs: launch the engines as one CUDA graph from the second picture on.
         concurrent_runs: how many runs may go on at once; each takes contexts and buffers of its own, and a thread
             beyond them waits.
+        sentinel: hold the first run on this GPU against the bundle's reference (`sentinel.py`).
 
     Raises:
         BundleError: a canvas of the bundle has no graphs of this precision.
@@ -68,6 +70,7 @@ class EnginePipeline:
         overlap: bool = True,
         cuda_graphs: bool = True,
         concurrent_runs: int = 2,
+        sentinel: bool = True,
     ) -> None:
         for size in bundle.sizes:  # an unknown precision is an error now, not with the first picture
             bundle.graph(ADAB_DECODER, size, precision)
@@ -78,7 +81,10 @@ class EnginePipeline:
         self._precision = precision
         self._overlap = overlap
         self._cuda_graphs = cuda_graphs
+        self._sentinel = sentinel_for(bundle, backend, precision) if sentinel else None
         self._graphs: dict[tuple[GraphName, Size | None], OpenGraph] = {}
+        self._checked: set[Size] = set()
+        """Canvases whose engines are loaded and passed the sentinel."""
         self._free: dict[Size, list[EngineLane]] = {}
         self._generation = 0
         """Grows with every `close`: a lane of an earlier one is not used again."""
@@ -163,6 +169,7 @@ class EnginePipeline:
             graphs = list(self._graphs.values())
             self._free.clear()
             self._graphs.clear()
+            self._checked.clear()
         for lane in lanes:
             lane.close()
         for graph in graphs:
@@ -210,9 +217,37 @@ class EnginePipeline:
                 self._graphs[name, size] = self._backend.open(
                     self._backend.graph_file(self._bundle, record), spec=record.spec, name=name
                 )
-        return EngineLane(
-            {name: engine_of(self._graphs[name, None if name == OPEN_VOCAB_HEAD else canvas]) for name in LANE_GRAPHS},
+        graphs = {name: self._graphs[name, None if name == OPEN_VOCAB_HEAD else canvas] for name in LANE_GRAPHS}
+        lane = EngineLane(
+            {name: engine_of(graph) for name, graph in graphs.items()},
             self._backend.device,
             overlap=self._overlap,
             cuda_graphs=self._cuda_graphs,
         )
+        if self._sentinel is not None and canvas not in self._checked:
+            try:
+                self._sentinel.check(canvas, graphs, lambda inputs: self._reference_run(lane, graphs, inputs))
+            except BaseException:
+                with suppress(BackendError):
+                    lane.close()
+                raise
+            self._checked.add(canvas)
+        return lane
+
+    def _reference_run(
+        self, lane: EngineLane, graphs: Mapping[GraphName, OpenGraph], inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Every tensor of a run, on the streams and buffers that later runs have."""
+        words = {name: inputs[name] for name in WORDS}
+        fits = self._backend.takes(graphs[OPEN_VOCAB_HEAD], {name: array.shape for name, array in words.items()})
+        lane.start({name: inputs[name] for name in PICTURE}, words if fits else lane.fewest_words())
+        found = lane.read_everything()
+        if not fits:
+            least, most = (shape[0] for shape in engine_of(graphs[OPEN_VOCAB_HEAD]).limits("seen"))
+            warnings.warn(
+                f"{OPEN_VOCAB_HEAD} goes unchecked: built for {least} to {most} classes, the bundle's reference has "
+                f"{len(words['seen'])}",
+                stacklevel=2,
+            )
+            del found["class_probabilities"]
+        return found

@@ -20,8 +20,9 @@ from ..contract import (
     GraphName,
     Size,
 )
-from .backends import Backend, OpenGraph
+from .backends import Backend, OpenGraph, Tensor
 from .bundle import Bundle
+from .sentinel import Run, sentinel_for
 
 Array = npt.NDArray[Any]
 
@@ -44,12 +45,15 @@ class Pipeline:
         backend: runs them.
         precision: one of the bundle's.
         overlap: run the two image encoders at the same time.
+        sentinel: on a GPU, hold the first run against the bundle's reference (`sentinel.py`).
 
     Raises:
         BundleError: a canvas of the bundle has no graphs of this precision.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, precision: str, overlap: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, precision: str, overlap: bool = True, sentinel: bool = True
+    ) -> None:
         for size in bundle.sizes:  # an unknown precision is an error now, not with the first picture
             bundle.graph(ADAB_DECODER, size, precision)
         self._bundle = bundle
@@ -58,6 +62,10 @@ class Pipeline:
         self._graphs: dict[tuple[GraphName, Size | None], OpenGraph] = {}
         self._lock = threading.Lock()
         self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="ebseg-clip") if overlap else None
+        self._sentinel = sentinel_for(bundle, backend, precision) if sentinel else None
+        self._checked: set[Size] = set()
+        """Canvases whose graphs are open and passed the sentinel."""
+        self._check_lock = threading.Lock()
 
     def run(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Array]) -> Prediction:
         """Run the two image encoders, the decoder and the head.
@@ -70,6 +78,48 @@ class Pipeline:
         Raises:
             BackendError: a graph could not be opened or run.
         """
+        self._check(canvas)
+        tensors = self._chain(canvas, picture, words)
+        found = self._backend.fetch({name: tensors[name] for name in ("mask_logits", "class_probabilities")})
+        return Prediction(**{name: array.astype(np.float32, copy=False) for name, array in found.items()})
+
+    def open(self, canvas: Size) -> None:
+        """Open the graphs of a canvas now, and check them where a sentinel does."""
+        for name in SIZED_GRAPHS:
+            self._open(name, canvas)
+        self._open(OPEN_VOCAB_HEAD, None)
+        self._check(canvas)
+
+    def close(self) -> None:
+        """Let go of the graphs. They are opened again if need be."""
+        with self._lock:
+            for graph in self._graphs.values():
+                self._backend.close(graph)
+            self._graphs.clear()
+        with self._check_lock:
+            self._checked.clear()
+
+    def _check(self, canvas: Size) -> None:
+        """Let the sentinel see to the graphs of a canvas."""
+        if self._sentinel is None:
+            return
+        with self._check_lock:  # another thread's first run waits for the verdict
+            if canvas not in self._checked:
+                self._sentinel.check(canvas, *self._reference_run(canvas))
+                self._checked.add(canvas)
+
+    def _reference_run(self, canvas: Size) -> tuple[dict[GraphName, OpenGraph], Run]:
+        """The graphs of a canvas, and what runs them all."""
+        graphs: dict[GraphName, OpenGraph] = {name: self._open(name, canvas) for name in SIZED_GRAPHS}
+        graphs[OPEN_VOCAB_HEAD] = self._open(OPEN_VOCAB_HEAD, None)
+
+        def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            return self._backend.fetch(self._chain(canvas, inputs, inputs))
+
+        return graphs, run
+
+    def _chain(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Every output of the four graphs, where the backend keeps them."""
         if self._side_thread is None:
             clip = self._run(CLIP_IMAGE_ENCODER, canvas, picture)
             sam = self._run(SAM_IMAGE_ENCODER, canvas, picture)
@@ -80,30 +130,17 @@ class Pipeline:
             finally:  # also after an error: nothing may run on when the caller closes the graphs
                 clip = pending.result()
         decoded = self._run(ADAB_DECODER, canvas, {**clip, **sam})
-        classified = self._run(OPEN_VOCAB_HEAD, None, {**decoded, **words})
-        return Prediction(
-            mask_logits=decoded["mask_logits"].astype(np.float32, copy=False),
-            class_probabilities=classified["class_probabilities"].astype(np.float32, copy=False),
-        )
+        return {**clip, **sam, **decoded, **self._run(OPEN_VOCAB_HEAD, None, {**decoded, **words})}
 
-    def open(self, canvas: Size) -> None:
-        """Open the graphs of a canvas now."""
-        for name in SIZED_GRAPHS:
-            self._open(name, canvas)
-        self._open(OPEN_VOCAB_HEAD, None)
-
-    def close(self) -> None:
-        """Let go of the graphs. They are opened again if need be."""
-        with self._lock:
-            for graph in self._graphs.values():
-                self._backend.close(graph)
-            self._graphs.clear()
-
-    def _run(self, name: GraphName, canvas: Size | None, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, name: GraphName, canvas: Size | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         graph = self._open(name, canvas)
-        # By name, and in the type the graph takes: an FP16 decoder after INT8 encoders has float16 inputs.
-        inputs = {each.name: tensors[each.name].astype(each.dtype, copy=False) for each in graph.spec.inputs}
-        return self._backend.run(graph, inputs)
+        inputs: dict[str, Tensor] = {}
+        for each in graph.spec.inputs:  # by name, and in the type the graph takes
+            tensor = tensors[each.name]
+            if tensor.dtype != each.dtype:
+                tensor = self._backend.fetch({each.name: tensor})[each.name].astype(each.dtype)
+            inputs[each.name] = tensor
+        return self._backend.run_resident(graph, inputs)
 
     def _open(self, name: GraphName, canvas: Size | None) -> OpenGraph:
         with self._lock:

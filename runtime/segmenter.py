@@ -56,18 +56,22 @@ class Segmenter:
         precision: str | None = None,
         threads: int | None = None,
         overlap: bool = True,
+        sentinel: bool = True,
         max_pixels: int | None = MAX_PICTURE_PIXELS,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.precision = bundle.precisions[0] if precision is None else precision
         self.threads = threads
+        self._sentinel = sentinel
         self._max_pixels = max_pixels
         self._pipeline: Pipeline | EnginePipeline
         if isinstance(backend, TensorRtBackend):
-            self._pipeline = EnginePipeline(bundle, backend, precision=self.precision, overlap=overlap)
+            self._pipeline = EnginePipeline(
+                bundle, backend, precision=self.precision, overlap=overlap, sentinel=sentinel
+            )
         else:
-            self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap)
+            self._pipeline = Pipeline(bundle, backend, precision=self.precision, overlap=overlap, sentinel=sentinel)
 
     @classmethod
     def load(
@@ -78,6 +82,7 @@ class Segmenter:
         threads: int | None = None,
         precision: str | None = None,
         overlap: bool = True,
+        sentinel: bool = True,
         check_hashes: bool = True,
         max_pixels: int | None = MAX_PICTURE_PIXELS,
     ) -> Segmenter:
@@ -89,6 +94,7 @@ class Segmenter:
             threads: threads inside one operator, and for the label map; None lets both choose.
             precision: one of the bundle's; its first by default.
             overlap: run the two image encoders at the same time.
+            sentinel: on a GPU, hold the first run against the bundle's reference, and refuse engines that are wrong.
             check_hashes: see `Bundle.open`.
             max_pixels: the largest picture and output size; see `read_picture`.
 
@@ -98,7 +104,15 @@ class Segmenter:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, check_hashes=check_hashes)
         engine = backend if isinstance(backend, Backend) else open_backend(backend, threads=threads)
-        return cls(opened, engine, precision=precision, threads=threads, overlap=overlap, max_pixels=max_pixels)
+        return cls(
+            opened,
+            engine,
+            precision=precision,
+            threads=threads,
+            overlap=overlap,
+            sentinel=sentinel,
+            max_pixels=max_pixels,
+        )
 
     def vocabulary(
         self,
@@ -127,6 +141,7 @@ class Segmenter:
             source,
             precision=self.precision,
             cache=cache,
+            sentinel=self._sentinel,
             progress=progress,
             warn=warn,
         )

@@ -6,7 +6,7 @@ what the graphs before it gave, and every output is held against its reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..contract import GRAPH_NAMES, ReferenceRecord, Size, sample_axes
+from ..contract import GRAPH_NAMES, GraphName, ReferenceRecord, Size, sample_axes
 from ..errors import BundleError
 from .backends.base import Backend
 from .bundle import Bundle
@@ -29,7 +29,7 @@ _EXPECTED = "expected."
 class VerifiedOutput:
     """One output of one graph on one canvas."""
 
-    graph: str
+    graph: GraphName
     size: Size
     precision: str
     output: str
@@ -66,7 +66,7 @@ def verify_bundle(
     outputs: list[VerifiedOutput] = []
     done = 0
     for reference in references:
-        tensors = _read_reference(bundle, reference)
+        tensors = read_reference(bundle, reference)
         for precision in bundle.precisions:
             for found in _run_chain(bundle, backend, reference.size, precision, tensors):
                 outputs += found
@@ -75,7 +75,12 @@ def verify_bundle(
     return outputs
 
 
-def _read_reference(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
+def read_reference(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
+    """Tensors of one of a bundle's references: inputs by name, and `expected.<output>`, sampled.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
     path = bundle.file(reference.file)
     try:
         tensors: dict[str, Array] = load_file(path)
@@ -94,15 +99,34 @@ def _run_chain(
         graph = backend.open(backend.graph_file(bundle, record), spec=record.spec, name=name)
         try:
             got = backend.run(graph, {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs})
+            tf32 = backend.loaded(graph).tf32
         finally:
             backend.close(graph)
         tensors.update(got)
-        yield [_judge(name, size, precision, output, array, reference) for output, array in got.items()]
+        yield [judge(name, size, precision, output, array, reference, tf32=tf32) for output, array in got.items()]
 
 
-def _judge(
-    graph: str, size: Size, precision: str, output: str, array: Array, reference: dict[str, Array]
+def judge(
+    graph: GraphName,
+    size: Size,
+    precision: str,
+    output: str,
+    array: Array,
+    reference: Mapping[str, Array],
+    *,
+    tf32: bool = False,
 ) -> VerifiedOutput:
+    """Hold an output against its reference.
+
+    Args:
+        graph: whose output it is.
+        size: canvas of the reference.
+        precision: of the graph; decides how far the output may be off.
+        output: its name.
+        array: the whole output.
+        reference: from `read_reference`.
+        tf32: see `tolerance`.
+    """
     expected = reference[_EXPECTED + output]
     found = deviation(output, np.asarray(array)[sample_axes(array.shape)], expected)
     return VerifiedOutput(
@@ -112,5 +136,24 @@ def _judge(
         output=output,
         largest=found.largest,
         relative=found.relative,
-        tolerance=(CHAIN_TOLERANCES if output in QUERY_OUTPUTS else TOLERANCES)[precision],
+        tolerance=tolerance(output, precision, tf32=tf32),
     )
+
+
+def tolerance(output: str, precision: str, *, tf32: bool = False) -> float:
+    """Relative deviation that an output of the chain may have.
+
+    Args:
+        output: its name.
+        precision: of the graph.
+        tf32: FP32 products are computed in TF32, whose mantissa is as long as FP16's: as much is allowed as of FP16.
+
+    Raises:
+        BundleError: nothing is known of the precision.
+    """
+    table = CHAIN_TOLERANCES if output in QUERY_OUTPUTS else TOLERANCES
+    if precision not in table:
+        raise BundleError(
+            f"precision {precision!r}: no tolerance is known for it", cure=f"verify one of {', '.join(table)}"
+        )
+    return max(table[precision], table.get("fp16", 0.0)) if tf32 else table[precision]

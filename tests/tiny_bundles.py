@@ -29,12 +29,15 @@ from ebseg_deploy.contract import (
     GraphRecord,
     GraphSpec,
     ModelSpec,
+    ReferenceRecord,
     Size,
     TensorSpec,
     TextRecord,
     graph_spec,
     manifest_bytes,
+    sample_axes,
 )
+from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.tokenizer import END_OF_TEXT, START_OF_TEXT
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
@@ -113,6 +116,38 @@ def write_tiny_bundle(
         provenance={"checkpoint": f"tiny weights, seed {seed}"},
     )
     return seal(folder, manifest)
+
+
+def add_references(folder: Path, *, classes: int = 7, seed: int = 0) -> Path:
+    """Give a tiny bundle references, with what ONNX Runtime computes as the expected outputs."""
+    import onnxruntime
+
+    bundle = Bundle.open(folder)
+    random = np.random.default_rng(seed)
+    (folder / "references").mkdir()
+    references = []
+    for size in bundle.sizes:
+        rows = random.normal(size=(classes + 1, bundle.model.embedding_dim)).astype(np.float32)
+        batch = bundle.manifest.batch
+        tensors = {
+            "image": random.integers(0, 256, (batch, 3, size.height, size.width), dtype=np.uint8),
+            "valid_size": np.array([[size.height - 4, size.width - 8]] * batch, dtype=np.int32),
+            "text_embeddings": rows / np.linalg.norm(rows, axis=1, keepdims=True),
+            "seen": (np.arange(classes) % 2).astype(np.float32),
+            "tokens": np.pad(np.array([[400, 70, 401], [400, 90, 401]], dtype=np.int32), ((0, 0), (0, 74))),
+        }
+        kept = dict(tensors)
+        for name in GRAPH_NAMES:
+            record = bundle.graph(name, size)
+            session = onnxruntime.InferenceSession(bundle.file(record.file), providers=["CPUExecutionProvider"])
+            found = session.run(None, {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs})
+            for tensor, array in zip(record.spec.outputs, found, strict=True):
+                tensors[tensor.name] = array
+                kept[f"expected.{tensor.name}"] = np.ascontiguousarray(array[sample_axes(array.shape)])
+        file = f"references/{size}.safetensors"
+        save_file(kept, folder / file)
+        references.append(ReferenceRecord(size=size, file=file))
+    return seal(folder, msgspec.structs.replace(bundle.manifest, references=tuple(references)))
 
 
 def seal(folder: Path, manifest: BundleManifest) -> Path:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .base import Backend, OpenGraph, check_tensors
+from .base import Backend, LoadedGraph, OpenGraph, ResidentTensor, Tensor, check_tensors
 from .choose import BACKEND_NAMES, open_backend
 
-__all__ = ["BACKEND_NAMES", "Backend", "OpenGraph", "check_tensors", "open_backend"]
+__all__ = [
+    "BACKEND_NAMES",
+    "Backend",
+    "LoadedGraph",
+    "OpenGraph",
+    "ResidentTensor",
+    "Tensor",
+    "check_tensors",
+    "open_backend",
+]

@@ -22,8 +22,32 @@ from ...errors import BackendError
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from ..gpu_host import GpuHost
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResidentTensor:
+    """A tensor where its engine keeps it; `Backend.fetch` brings it to the host."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    value: Any
+    """The engine's own object."""
+
+
+Tensor = Array | ResidentTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedGraph:
+    """What an engine really loaded for a graph, where that is more than the bundle's file."""
+
+    sha256: str = ""
+    """Of a plan; empty when the bundle's own file was loaded, which the bundle's seal covers."""
+    tf32: bool = False
+    """Whether FP32 products are computed in TF32."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +128,36 @@ class Backend(ABC):
         check_tensors(graph.name, graph.spec.inputs, inputs)
         return self._run_impl(graph, inputs)
 
+    def run_resident(self, graph: OpenGraph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `run`, but outputs stay where the engine keeps them; inputs may be such outputs of this backend.
+
+        So a chain of graphs needs no copy to the host and back between them. An engine that keeps nothing gives and
+        takes host arrays.
+        """
+        self._check_open(graph)
+        check_tensors(graph.name, graph.spec.inputs, {name: _outline(tensor) for name, tensor in inputs.items()})
+        return self._run_resident_impl(graph, inputs)
+
+    def fetch(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Host arrays of what `run_resident` gave."""
+        return {
+            name: self._fetch_impl(each) if isinstance(each, ResidentTensor) else each for name, each in tensors.items()
+        }
+
+    def gpu_host(self) -> GpuHost | None:
+        """The GPU this engine runs on, for the sentinel (`sentinel.py`); None for a CPU."""
+        return None
+
+    def loaded(self, graph: OpenGraph) -> LoadedGraph:
+        """What was loaded for an open graph."""
+        self._check_open(graph)
+        return LoadedGraph()
+
+    def takes(self, graph: OpenGraph, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether inputs of these shapes fit what the graph was built for; engines have profiles."""
+        self._check_open(graph)
+        return True
+
     def close(self, graph: OpenGraph | None = None) -> None:
         """Let go of one graph, or of all of them. Closing twice does nothing."""
         for each in [g for g in self._graphs if graph is None or g is graph]:
@@ -133,9 +187,22 @@ class Backend(ABC):
     def _run_impl(self, graph: OpenGraph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run with inputs that were checked."""
 
+    def _run_resident_impl(self, graph: OpenGraph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `_run_impl`, leaving tensors where they are."""
+        return dict(self._run_impl(graph, self.fetch(inputs)))
+
+    def _fetch_impl(self, tensor: ResidentTensor) -> Array:
+        """A host array of a tensor this backend keeps."""
+        raise BackendError(f"backend {self.name}: a tensor of another backend", cure="fetch it with the one it is of")
+
     def _close_impl(self, graph: OpenGraph) -> None:
         """Free what `_open_impl` took."""
         return None
+
+
+def _outline(tensor: Tensor) -> Any:
+    """Something with a tensor's type and shape for `check_tensors`; takes no memory."""
+    return np.broadcast_to(np.empty((), tensor.dtype), tensor.shape) if isinstance(tensor, ResidentTensor) else tensor
 
 
 def check_tensors(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...contract import GraphSpec, TensorSpec
 from ...errors import BackendError
+from ..gpu_host import GpuHost
 from .base import Array, Backend, OpenGraph, check_tensors
 
 Outputs = Mapping[str, Array]
@@ -31,16 +32,28 @@ class FakeBackend(Backend):
         outputs: canned outputs; an output that is not named here is seeded.
         seed: seeds the rest; the same seed, graph and output name give the same values.
         reason: why this backend was picked.
+        host: a GPU to pretend to run on; the sentinel then checks what it gives.
 
     Attributes:
         calls: the graphs that ran, in order, with their inputs.
     """
 
-    def __init__(self, outputs: Canned | None = None, *, seed: int = 0, reason: str = "asked for by name") -> None:
+    def __init__(
+        self,
+        outputs: Canned | None = None,
+        *,
+        seed: int = 0,
+        reason: str = "asked for by name",
+        host: GpuHost | None = None,
+    ) -> None:
         super().__init__("fake", reason=reason)
         self._canned = {} if outputs is None else outputs
         self._seed = seed
+        self._host = host
         self.calls: list[tuple[str, dict[str, Array]]] = []
+
+    def gpu_host(self) -> GpuHost | None:
+        return self._host
 
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
         if not file.is_file():

@@ -21,7 +21,8 @@ from ...errors import BackendError, BundleError
 from ..device import CudaPythonDevice, Device, DeviceArray, device_array, pinned_array
 from ..device.arrays import host_address
 from ..engine_file import PLAN_SUFFIX, EngineHost, plan_name, read_engine
-from .base import Array, Backend, OpenGraph
+from ..gpu_host import GpuHost
+from .base import Array, Backend, LoadedGraph, OpenGraph
 from .tensorrt_engine import Engine, EngineContext, load_tensorrt, numpy_dtype
 
 if TYPE_CHECKING:
@@ -109,7 +110,32 @@ class TensorRtBackend(Backend):
         except BundleError as error:
             raise BackendError(error.message, cure=error.cure) from error
         engine = Engine(self._trt, plan, name, sidecar.spec)
-        return _LanePool(engine, self.device), engine.spec
+        loaded = LoadedGraph(sha256=sidecar.plan.sha256, tf32=sidecar.settings.tf32)
+        return _LanePool(engine, self.device, loaded), engine.spec
+
+    def gpu_host(self) -> GpuHost:
+        self.device.activate()
+        return GpuHost(
+            engine=self.target,
+            engine_version=str(self._trt.__version__),
+            gpu=self.device.identity,
+            compute_capability="{}.{}".format(*self.device.compute_capability),
+            driver=self.device.driver,
+        )
+
+    def loaded(self, graph: OpenGraph) -> LoadedGraph:
+        self._check_open(graph)
+        found: LoadedGraph = graph.session.loaded
+        return found
+
+    def takes(self, graph: OpenGraph, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        self._check_open(graph)
+        engine = engine_of(graph)
+        return all(
+            least <= length <= greatest
+            for name, shape in shapes.items()
+            for length, least, greatest in zip(shape, *engine.limits(name), strict=True)
+        )
 
     def _run_impl(self, graph: OpenGraph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.device.activate()
@@ -131,8 +157,9 @@ def engine_of(graph: OpenGraph) -> Engine:
 class _LanePool:
     """An engine, and a lane for every run that goes on at the same time."""
 
-    def __init__(self, engine: Engine, device: Device) -> None:
+    def __init__(self, engine: Engine, device: Device, loaded: LoadedGraph) -> None:
         self.engine = engine
+        self.loaded = loaded
         self._device = device
         self._free: list[_Lane] = []
         self._lock = threading.Lock()

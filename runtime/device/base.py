@@ -26,6 +26,16 @@ class Device(Protocol):
         """(8, 7) for an Orin."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """This very GPU: "GPU-6ba7b810-9dad-11d1-80b4-00c04fd430c8"."""
+        ...
+
+    @property
+    def driver(self) -> str:
+        """The driver's release and the CUDA version it supports; see `gpu_host.driver_version`."""
+        ...
+
     def activate(self) -> None:
         """Make this GPU the calling thread's; call it first in every thread."""
         ...

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import BackendError
+from ..gpu_host import driver_version, gpu_name
 
 INSTALL = "pip install cuda-python, of the CUDA version the driver supports (12.x with JetPack 6)"
 _NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary", "cudaErrorInvalidDevice")
@@ -48,6 +49,14 @@ class CudaPythonDevice:
     @property
     def compute_capability(self) -> tuple[int, int]:
         return self._capability
+
+    @property
+    def identity(self) -> str:
+        return gpu_name(bytes(self._call("cudaGetDeviceProperties", self.index).uuid.bytes))
+
+    @property
+    def driver(self) -> str:
+        return driver_version(int(self._call("cudaDriverGetVersion")))
 
     def activate(self) -> None:
         if not self._own_context and not getattr(self._used, "chosen", False):

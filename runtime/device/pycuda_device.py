@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
+from ..gpu_host import driver_version
 
 INSTALL = "pip install pycuda, which needs the CUDA toolkit to build"
 STREAM_NON_BLOCKING = 1
@@ -53,6 +54,15 @@ class PyCudaDevice:
     @property
     def compute_capability(self) -> tuple[int, int]:
         return self._capability
+
+    @property
+    def identity(self) -> str:
+        device = self._cuda.Context.get_device()  # pycuda gives no UUID
+        return f"{self._call(device.name)}, PCI {self._call(device.pci_bus_id)}"
+
+    @property
+    def driver(self) -> str:
+        return driver_version(int(self._call(self._cuda.get_driver_version)))
 
     def activate(self) -> None:
         if self._cuda.Context.get_current() != self._context:

@@ -84,9 +84,12 @@ class RecordingDevice:
 
     Attributes:
         operations: what was put on streams, in order.
+        identity, driver: what it says of itself.
     """
 
     name = "recording"
+    identity = "GPU-00000000-0000-0000-0000-000000000000"
+    driver = "no driver"
 
     def __init__(self, compute_capability: tuple[int, int] = (8, 9)) -> None:
         self._capability = compute_capability

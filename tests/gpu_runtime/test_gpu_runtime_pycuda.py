@@ -84,8 +84,12 @@ def fake_driver(gpu: RecordingDevice) -> ModuleType:
     driver.current = object()
     driver.launches = launches = []
     driver.Context = SimpleNamespace(
-        get_current=lambda: driver.current, get_device=lambda: SimpleNamespace(compute_capability=lambda: (8, 9))
+        get_current=lambda: driver.current,
+        get_device=lambda: SimpleNamespace(
+            compute_capability=lambda: (8, 9), name=lambda: "GeForce", pci_bus_id=lambda: "0000:01:00.0"
+        ),
     )
+    driver.get_driver_version = lambda: 12040
     function = lambda *arguments, **options: launches.append((arguments, options))  # noqa: E731
     driver.module_from_buffer = lambda buffer: SimpleNamespace(get_function=lambda name: function)
     driver.__dict__.update(

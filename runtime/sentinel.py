@@ -1,0 +1,171 @@
+"""A GPU's first run of a bundle is held against the bundle's own reference.
+
+Engines can be silently wrong: built without a warning, they run, and the labels are nonsense (`known_bad.py`). So the
+first time that a plan meets a GPU, a driver and a TensorRT release, the picture that the bundle carries runs through
+them, and every output is held against what PyTorch gave for it. Engines that disagree are refused. A pass is
+remembered in the user's cache; anything it depends on is part of its name, so it never has to be taken back.
+
+The CPU has no sentinel: there the tests of this project hold the numbers, and `ebseg verify` checks them at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import GRAPH_NAMES, GraphName, Record, Size
+from ..errors import BackendError
+from .atomic_write import write_atomically
+from .backends import Backend, LoadedGraph, OpenGraph
+from .bundle import Bundle
+from .cache import cache_folder
+from .gpu_host import GpuHost
+from .known_bad import known_faults
+from .verify import VerifiedOutput, judge, read_reference, tolerance
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""Runs the graphs on the reference's inputs; gives their outputs by name."""
+
+FORMAT = 1
+"""Part of every pass: raise it when what is compared, or how, changes."""
+
+
+class SentinelPass(Record, frozen=True, kw_only=True):
+    """What is remembered of a pass."""
+
+    facts: dict[str, str]
+    """All that it depends on; the file's name is their hash."""
+    outputs: int
+    """How many were compared."""
+    worst: float
+    """Largest relative deviation, as a share of what is allowed."""
+
+
+def sentinel_for(bundle: Bundle, backend: Backend, precision: str) -> Sentinel | None:
+    """The sentinel of a backend that runs on a GPU; None for a CPU."""
+    host = backend.gpu_host()
+    return None if host is None else Sentinel(bundle, backend, host, precision=precision)
+
+
+class Sentinel:
+    """Checks graphs at their first load on a GPU.
+
+    Args:
+        bundle: has the references.
+        backend: opened the graphs.
+        host: where it runs them.
+        precision: of the graphs.
+        folder: where passes are remembered; in the user's cache by default.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, host: GpuHost, *, precision: str, folder: Path | None = None
+    ) -> None:
+        self._bundle = bundle
+        self._backend = backend
+        self._host = host
+        self._precision = precision
+        self._folder = cache_folder("sentinels") if folder is None else folder
+
+    def check(self, size: Size | None, graphs: Mapping[GraphName, OpenGraph], run: Run) -> None:
+        """Run the reference picture, unless these graphs passed on this GPU before.
+
+        Args:
+            size: canvas of the graphs; None for the text encoder, which has none.
+            graphs: the opened graphs, by name.
+            run: runs them all. An output it leaves out is not compared, and such a pass is not remembered.
+
+        Raises:
+            BackendError: an output differs from its reference; the message names the graph, and the known faults of
+                such engines.
+        """
+        references = [each for each in self._bundle.manifest.references if size in (each.size, None)]
+        if not references:
+            warnings.warn(
+                f"bundle {self._bundle.source}: no references, so this GPU's numbers go unchecked", stacklevel=2
+            )
+            return
+        loaded = {graph: self._backend.loaded(each) for graph, each in graphs.items()}
+        tf32 = any(each.tf32 for each in loaded.values())
+        facts = self._facts(size, loaded, tf32)
+        name = hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
+        if self._remembered(name, facts):
+            return
+        reference = read_reference(self._bundle, references[0])
+        found = run(_inputs(reference, graphs))
+        outcomes = [
+            judge(graph, references[0].size, self._precision, tensor.name, found[tensor.name], reference, tf32=tf32)
+            for graph in GRAPH_NAMES
+            if graph in graphs
+            for tensor in graphs[graph].spec.outputs
+            if tensor.name in found
+        ]
+        for outcome in outcomes:  # in the order of the graphs: what follows the first fault differs because of it
+            if not outcome.passed:
+                raise self._refusal(outcome)
+        if len(outcomes) == sum(len(graph.spec.outputs) for graph in graphs.values()):
+            self._remember(name, facts, outcomes)
+
+    def _facts(self, size: Size | None, loaded: Mapping[GraphName, LoadedGraph], tf32: bool) -> dict[str, str]:
+        host = self._host
+        limits = [tolerance(output, self._precision, tf32=tf32) for output in ("clip_dense", "mask_logits")]
+        return {
+            "format": str(FORMAT),
+            "bundle": self._bundle.manifest.seal,
+            "precision": self._precision,
+            "canvas": str(size or ""),
+            "engine": f"{host.engine} {host.engine_version}",
+            "gpu": f"{host.gpu}, compute capability {host.compute_capability}",
+            "driver": host.driver,
+            "allowed": " ".join(map(str, limits)),
+            **{f"plan of {name}": each.sha256 for name, each in loaded.items()},
+        }
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _remembered(self, name: str, facts: dict[str, str]) -> bool:
+        """Whether a pass is on disk. One that cannot be read, or says something else, is none."""
+        try:
+            kept = msgspec.json.decode(self._file(name).read_bytes(), type=SentinelPass)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        return kept.facts == facts and kept.outputs > 0 and kept.worst <= 1
+
+    def _remember(self, name: str, facts: dict[str, str], outcomes: list[VerifiedOutput]) -> None:
+        worst = max((each.relative / each.tolerance for each in outcomes), default=0.0)
+        kept = SentinelPass(facts=facts, outputs=len(outcomes), worst=worst)
+        with contextlib.suppress(OSError):  # a cache that cannot be written to: checked again next time
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(name), msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+
+    def _refusal(self, outcome: VerifiedOutput) -> BackendError:
+        record = self._bundle.graph(outcome.graph, outcome.size, self._precision)
+        known = "; ".join(f"known: {entry}" for entry in known_faults(self._host, record))
+        what = (
+            f"sentinel: {outcome.graph} {self._precision} gives wrong numbers on {self._host}: {outcome.output} is "
+            f"{outcome.relative:.1e} off the bundle's reference, {outcome.tolerance:.1e} allowed"
+        )
+        if known:
+            return BackendError(f"{what}; {known}", cure="or go without the check: --no-sentinel")
+        return BackendError(
+            what,
+            cure=f"`ebseg verify {self._bundle.source} --backend {self._backend.name}` shows every output; try another "
+            "precision, engine version or --backend, or go without the check: --no-sentinel",
+        )
+
+
+def _inputs(reference: Mapping[str, Array], graphs: Mapping[GraphName, OpenGraph]) -> dict[str, Array]:
+    """What of a reference the graphs take from outside."""
+    made = {tensor.name for graph in graphs.values() for tensor in graph.spec.outputs}
+    wanted = [tensor for graph in graphs.values() for tensor in graph.spec.inputs if tensor.name not in made]
+    return {tensor.name: np.ascontiguousarray(reference[tensor.name]) for tensor in wanted}
