@@ -43,6 +43,10 @@ class CompareConfig:
     threads: int | None = None
     backend: str = "auto"
     precision: str | None = None
+    overlap: bool = True
+    """The two image encoders at the same time."""
+    sentinel: bool = True
+    """See runtime.sentinel."""
     seed: int = 0
 
 
@@ -222,7 +226,14 @@ def _bundle_side(config: CompareConfig, size: Size) -> Callable[[], Labels]:
     from ..runtime.segmenter import Segmenter
 
     bundle = Bundle.open(config.bundle, check_hashes=False)
-    segmenter = Segmenter.load(bundle, config.backend, threads=config.threads, precision=config.precision)
+    segmenter = Segmenter.load(
+        bundle,
+        config.backend,
+        threads=config.threads,
+        precision=config.precision,
+        overlap=config.overlap,
+        sentinel=config.sentinel,
+    )
     segmenter.warm_up(size)
     vocabulary = synthetic_vocabulary(bundle, config.classes_count, seed=config.seed)
     picture = synthetic_picture(size, seed=config.seed)

@@ -48,6 +48,10 @@ class LatencyConfig:
     backend: str = "auto"
     threads: int | None = None
     precision: str | None = None
+    overlap: bool = True
+    """The two image encoders at the same time."""
+    sentinel: bool = True
+    """See runtime.sentinel."""
     classes_count: int = 150
     """Length of the synthetic vocabulary."""
     seed: int = 0
@@ -147,7 +151,8 @@ def measure_latency(
     reset_peak_rss()
     runs, total = config.warmup + config.repeats, (config.warmup + config.repeats) * (2 + len(GRAPH_NAMES))
     backend = TimedBackend(open_backend(config.backend, threads=config.threads))
-    with Segmenter.load(bundle, backend, threads=config.threads, precision=config.precision) as segmenter:
+    how = {"overlap": config.overlap, "sentinel": config.sentinel}
+    with Segmenter.load(bundle, backend, threads=config.threads, precision=config.precision, **how) as segmenter:
         start = time.perf_counter()
         segmenter.warm_up(canvas)
         load_ms = (time.perf_counter() - start) * 1000

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import GraphRecord, GraphSpec
-from ..runtime.backends import Backend, OpenGraph
+from ..runtime.backends import Backend, LoadedGraph, OpenGraph, Tensor
 from ..runtime.bundle import Bundle
+from ..runtime.gpu_host import GpuHost
 
 Array = npt.NDArray[Any]
 
@@ -40,18 +41,35 @@ class TimedBackend(Backend):
     def graph_file(self, bundle: Bundle, record: GraphRecord) -> Path:
         return self.inner.graph_file(bundle, record)
 
+    def gpu_host(self) -> GpuHost | None:
+        return self.inner.gpu_host()
+
+    def loaded(self, graph: OpenGraph) -> LoadedGraph:
+        self._check_open(graph)
+        return self.inner.loaded(graph.session)
+
+    def takes(self, graph: OpenGraph, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        self._check_open(graph)
+        return self.inner.takes(graph.session, shapes)
+
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
         graph = self.inner.open(file, spec=spec, name=name)
         return graph, self.inner.specs(graph)
 
     def _run_impl(self, graph: OpenGraph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self.fetch(self._run_resident_impl(graph, inputs))
+
+    def _run_resident_impl(self, graph: OpenGraph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.keep_inputs:
-            self.kept_inputs[graph.name] = {name: np.array(value) for name, value in inputs.items()}
+            self.kept_inputs[graph.name] = {name: np.array(value) for name, value in self.fetch(inputs).items()}
         start = time.perf_counter()
-        outputs = self.inner.run(graph.session, inputs)
+        outputs = self.inner.run_resident(graph.session, inputs)
         # list.append is atomic: the two image encoders run in threads of their own
         self.latencies_ms[graph.name].append((time.perf_counter() - start) * 1000)
         return outputs
+
+    def fetch(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+        return self.inner.fetch(tensors)
 
     def _close_impl(self, graph: OpenGraph) -> None:
         self.inner.close(graph.session)

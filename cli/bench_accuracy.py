@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import engine_options, prepare_output_folder
+from .options import engine_options, overlap_option, prepare_output_folder
 
 if TYPE_CHECKING:
     from ..benchmarks.accuracy import AccuracyReport
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--scenes", type=click.IntRange(min=1), default=240, show_default=True, help="Of emoji-scenes.")
 @click.option("--against", type=click.Path(path_type=Path), help="Another bundle: say how far the two agree.")
 @engine_options
+@overlap_option
 @click.option(
     "-o",
     "--output",
@@ -45,6 +46,8 @@ def command(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
+    overlap: bool,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -73,8 +76,9 @@ def command(
         prepare_output_folder(output)
     sets = _sets(dataset, data, images, labels, scenes)
     reports = []
-    with Segmenter.load(bundle, backend, threads=threads, precision=precision) as segmenter:
-        other = None if against is None else Segmenter.load(against, backend, threads=threads)
+    how: dict[str, Any] = {"threads": threads, "overlap": overlap, "sentinel": sentinel}
+    with Segmenter.load(bundle, backend, precision=precision, **how) as segmenter:
+        other = None if against is None else Segmenter.load(against, backend, **how)
         for place, examples in enumerate(sets):
             vocabulary = segmenter.vocabulary(examples.source, warn=lambda line: None)
             pair = None if other is None else (other, other.vocabulary(examples.source, warn=lambda line: None))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import engine_options, parse_size
+from .options import engine_options, overlap_option, parse_size
 from .progress import progress_bar
 
 
@@ -18,6 +18,7 @@ from .progress import progress_bar
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Measured pairs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Pairs that do not count.")
 @engine_options
+@overlap_option
 @click.option("--json", "as_json", is_flag=True, help="Everything, machine-readable, on stdout; `ratio` first.")
 def command(
     bundle: Path,
@@ -29,6 +30,8 @@ def command(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
+    overlap: bool,
     as_json: bool,
 ) -> None:
     """Time a bundle against the published order of computation in eager torch, in turn, in one run.
@@ -50,6 +53,8 @@ def command(
         threads=threads,
         backend=backend,
         precision=precision,
+        overlap=overlap,
+        sentinel=sentinel,
     )
     with progress_bar("comparing") as report:
         result = compare_with_eager(config, progress=report)

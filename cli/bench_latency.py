@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import engine_options, parse_size, vocabulary_options, vocabulary_source, warn
+from .options import engine_options, overlap_option, parse_size, vocabulary_options, vocabulary_source, warn
 
 if TYPE_CHECKING:
     from ..benchmarks.latency import LatencyReport
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--repeats", type=click.IntRange(min=1), default=20, show_default=True, help="Measured runs.")
 @click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Runs that do not count.")
 @engine_options
+@overlap_option
 @click.option("--json", "as_json", is_flag=True, help="Everything, machine-readable, on stdout.")
 def command(
     bundle: Path,
@@ -42,6 +43,8 @@ def command(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
+    overlap: bool,
     as_json: bool,
 ) -> None:
     """Time every graph and the whole way from a decoded picture to its label map, and the peak memory.
@@ -66,6 +69,8 @@ def command(
         threads=threads,
         precision=precision,
         classes_count=classes_count,
+        overlap=overlap,
+        sentinel=sentinel,
     )
     words = None
     if vocabulary_file is not None or classes is not None or dataset is not None:
@@ -75,7 +80,9 @@ def command(
     vocabulary = None
     if words is not None:
         with open_backend(backend, threads=threads) as encoder, progress_bar("encoding names") as report:
-            vocabulary = vocabulary_for(opened, encoder, words, precision=precision, progress=report, warn=warn)
+            vocabulary = vocabulary_for(
+                opened, encoder, words, precision=precision, sentinel=sentinel, progress=report, warn=warn
+            )
     with progress_bar("measuring") as report:
         result = measure_latency(
             opened,

@@ -43,6 +43,7 @@ def command(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
     precision_b: str | None,
     fail_under: float | None,
     as_json: bool,
@@ -63,9 +64,10 @@ def command(
     found: dict[Path, Agreement] = {}
     canvases: dict[Path, tuple[str, str]] = {}
     failed: dict[Path, str] = {}
+    how: dict[str, Any] = {"backend": backend, "threads": threads, "sentinel": sentinel}
     with (
-        Segmenter.load(first, backend=backend, threads=threads, precision=precision) as a,
-        Segmenter.load(second, backend=backend, threads=threads, precision=precision_b or precision) as b,
+        Segmenter.load(first, precision=precision, **how) as a,
+        Segmenter.load(second, precision=precision_b or precision, **how) as b,
     ):
         with progress_bar("encoding names") as report:
             words_a = a.vocabulary(words, progress=report, warn=warn)

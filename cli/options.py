@@ -53,7 +53,7 @@ def vocabulary_options(command: Command) -> Command:
 
 
 def engine_options(command: Command) -> Command:
-    """--backend, --threads, --precision: how graphs are run."""
+    """--backend, --threads, --precision, --sentinel: how graphs are run."""
     return _decorate(
         command,
         click.option("--backend", default="auto", show_default=True, help="Execution engine; auto picks one."),
@@ -63,7 +63,22 @@ def engine_options(command: Command) -> Command:
             help="Threads inside one operator (the engine decides); the two image encoders run side by side.",
         ),
         click.option("--precision", help="Which of the bundle's precisions; its first by default."),
+        click.option(
+            "--sentinel/--no-sentinel",
+            default=True,
+            help="On a GPU, hold the first run against the bundle's reference, and refuse engines that are wrong. On.",
+        ),
     )
+
+
+def overlap_option(command: Command) -> Command:
+    """--overlap."""
+    return click.option(
+        "--overlap/--no-overlap",
+        default=True,
+        show_default=True,
+        help="Run the two image encoders at the same time.",
+    )(command)
 
 
 def resize_option(command: Command) -> Command:

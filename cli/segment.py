@@ -12,6 +12,7 @@ import click
 from ..errors import InputError
 from .options import (
     engine_options,
+    overlap_option,
     parse_size,
     prepare_output_folder,
     resize_option,
@@ -38,6 +39,7 @@ MOST_CLASSES = 6
 @resize_option
 @click.option("--output-size", callback=parse_size, metavar="HxW", help="Size of label maps; the picture's by default.")
 @engine_options
+@overlap_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable results on stdout.")
 @click.pass_context
 def command(
@@ -54,6 +56,8 @@ def command(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
+    overlap: bool,
     as_json: bool,
 ) -> None:
     """Label every pixel of IMAGES with a class of a vocabulary.
@@ -74,7 +78,9 @@ def command(
 
     failed: dict[Path, str] = {}
     entries: list[dict[str, Any]] = []
-    with Segmenter.load(bundle, backend=backend, threads=threads, precision=precision) as segmenter:
+    with Segmenter.load(
+        bundle, backend=backend, threads=threads, precision=precision, overlap=overlap, sentinel=sentinel
+    ) as segmenter:
         if segmenter.backend.name == "fake":
             warn("backend fake invents its numbers: the labels mean nothing")
         with progress_bar("encoding names") as report:

@@ -168,6 +168,7 @@ def _encode(
     backend: str,
     threads: int | None,
     precision: str | None,
+    sentinel: bool,
     base: Vocabulary | None = None,
 ) -> tuple[Vocabulary, list[str]]:
     """The vocabulary that the options name, and the warnings that were printed on the way."""
@@ -198,6 +199,7 @@ def _encode(
             source,
             precision=precision,
             cache=cache,
+            sentinel=sentinel,
             progress=report,
             warn=notes.append,
         )

@@ -50,23 +50,23 @@ def test_every_graph_and_the_whole_way_are_measured(tiny_bundle: Path) -> None:
 
 
 def test_a_slow_graph_shows_where_it_is_slow(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = TimedBackend._run_impl
+    real = TimedBackend._run_resident_impl
 
     def slow_head(self: TimedBackend, graph: OpenGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        run = self.inner.run
+        run = self.inner.run_resident
 
         def sleepy(session: object, given: object) -> dict[str, np.ndarray]:
             time.sleep(0.03)
             return run(session, given)
 
         if graph.name == OPEN_VOCAB_HEAD:
-            monkeypatch.setattr(self.inner, "run", sleepy)
+            monkeypatch.setattr(self.inner, "run_resident", sleepy)
         try:
             return real(self, graph, inputs)
         finally:
-            monkeypatch.setattr(self.inner, "run", run)
+            monkeypatch.setattr(self.inner, "run_resident", run)
 
-    monkeypatch.setattr(TimedBackend, "_run_impl", slow_head)
+    monkeypatch.setattr(TimedBackend, "_run_resident_impl", slow_head)
     report = measure_latency(Bundle.open(tiny_bundle), BRIEF)
     head = report.graphs[OPEN_VOCAB_HEAD]
     assert head.pipeline is not None

@@ -66,6 +66,26 @@ def test_json_names_everything_that_was_written(tiny_bundle: Path, picture: Path
     )
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"overlap": False}, {"sentinel": False}, {"overlap": False, "sentinel": False}]
+)
+def test_encoders_one_after_the_other_and_no_sentinel_if_asked(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    made: list[dict[str, bool]] = []
+    init = Segmenter.__init__
+
+    def note(self: Segmenter, *arguments: object, **given: bool) -> None:
+        made.append({name: given[name] for name in ("overlap", "sentinel")})
+        init(self, *arguments, **given)
+
+    monkeypatch.setattr(Segmenter, "__init__", note)
+    words = [f"--no-{name}" for name in options]
+    outcome = run("segment", tiny_bundle, picture, "--classes", CLASSES, "-o", tmp_path / "out", *words)
+    assert outcome.exit_code == 0, outcome.output
+    assert made == [{"overlap": True, "sentinel": True, **options}]
+
+
 def test_beyond_256_classes_labels_have_sixteen_bits(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"thing {i}" for i in range(300)))
