@@ -15,6 +15,7 @@ from ebseg_deploy.runtime.backends import tensorrt_backend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.device import DeviceArray, RecordingDevice
 from ebseg_deploy.runtime.kernels import device_label_map
+from ebseg_deploy.runtime.known_bad import KNOWN_BAD
 from fake_tensorrt import FakeTensorRt, write_engines
 from test_gpu_runtime_label_kernel import ARCHITECTURES
 
@@ -64,3 +65,10 @@ def test_every_gpu_the_kernel_is_compiled_for_is_in_the_table() -> None:
     rows = re.findall(r"^\| \w.*?\| ([\d., ]+) \| yes \|$", PAGE.read_text(), flags=re.MULTILINE)
     named = {capability.strip().replace(".", "") for row in rows for capability in row.split(",")}
     assert named == set(ARCHITECTURES)
+
+
+def test_every_known_fault_is_in_the_table() -> None:
+    rows = re.findall(r"^\| (.*?) \| \[(.*?)\]\(https://github.com/(.*?)\) \|", PAGE.read_text(), flags=re.MULTILINE)
+    assert [(what, reference) for what, reference, _ in rows] == [(each.what, each.reference) for each in KNOWN_BAD]
+    for _, reference, address in rows:
+        assert address.replace("/issues/", "#").replace("/pull/", "#") == reference
