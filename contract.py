@@ -36,7 +36,7 @@ SIZED_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, AD
 
 DType = Literal["uint8", "int32", "float32", "float16"]
 Dimension = int | str
-"""A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts", "tokens"."""
+"""A fixed length, or the name of a dynamic one: "classes", "classes_and_background", "prompts", "tokens", "batch"."""
 
 VILD_TEMPLATES = (
     "a photo of a {}.",
@@ -122,14 +122,14 @@ class ModelSpec(Record, frozen=True, kw_only=True):
         )
 
 
-def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, batch: int = 1) -> GraphSpec:
+def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, batch: Dimension = 1) -> GraphSpec:
     """The border that `graph` must have.
 
     Args:
         graph: one of GRAPH_NAMES.
         model: numbers of the model.
         size: canvas; needed by the graphs in SIZED_GRAPHS.
-        batch: pictures per run.
+        batch: pictures per run, or "batch" where that is dynamic.
 
     Shapes, with B pictures, Q queries, D embedding width, h×w CLIP's grid, L head blocks of M heads of width d:
 
@@ -215,6 +215,8 @@ class ComputeRecord(Record, frozen=True, kw_only=True):
     kept: tuple[KeptRecord, ...] = ()
     casts: int = 0
     """Cast nodes that stand on the borders of islands and of the graph."""
+    emulated: bool = False
+    """Whether the graph computes in FP32 and rounds as these types would: to be measured on a CPU, not deployed."""
 
 
 class GraphRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,7 +237,7 @@ class GraphRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Output name -> largest |difference| seen when it was made: of an FP32 graph, ONNX Runtime's from torch; of a
     graph of another precision, its own from the FP32 graph, both in ONNX Runtime."""
     compute: ComputeRecord | None = None
-    """Types it computes in; None is FP32 throughout. Left out of the file when None, so that seals stay as they were."""
+    """Types it computes in; None is FP32 throughout, and left out of the file, so that older seals hold."""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
@@ -294,6 +296,9 @@ def manifest_bytes(manifest: BundleManifest) -> bytes:
 
 
 ENGINE_SCHEMA_VERSION = 1
+MERGED: Literal["merged"] = "merged"
+"""Stands where a graph's name does for one engine of the encoders, the decoder and the head together."""
+EngineName = GraphName | Literal["merged"]
 ENGINES_FOLDER = "engines"
 """Where a bundle keeps its engines: engines/<target>/<precision>/. Outside the seal: they belong to a machine."""
 
@@ -325,6 +330,9 @@ class EngineSettings(Record, frozen=True, kw_only=True):
     """Whether FP32 matrix products may be computed in TF32 (10 bits of mantissa)."""
     keep_fp32: tuple[str, ...]
     """Patterns of ONNX node names that may run in FP32 in spite of the precision."""
+    static_memory: bool = False
+    """Whether the engine was told to ask for no memory while it runs, which CUDA graph capture needs. TensorRT for RTX
+    alone has to be told (REQUIRE_USER_ALLOCATION)."""
 
 
 class LayerRecord(Record, frozen=True, kw_only=True):
@@ -357,7 +365,7 @@ class EngineSidecar(Record, frozen=True, kw_only=True):
 
     schema_version: int
     plan: FileRecord
-    graph: GraphName
+    graph: EngineName
     precision: str
     size: Size | None
     model: str
@@ -375,6 +383,8 @@ class EngineSidecar(Record, frozen=True, kw_only=True):
     """Empty when the builder gave no report."""
     quantised_nodes: tuple[str, ...] = ()
     """ONNX nodes of products whose two factors come out of Q/DQ pairs: those that are meant to be Int8 or FP8."""
+    compute: dict[GraphName, ComputeRecord | None] = {}
+    """The graphs it is made of, and the types each was made to compute in; None is what its precision's name says."""
     build_seconds: float
     provenance: dict[str, str]
 

@@ -41,6 +41,7 @@ def parse_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -
     metavar="LIST",
     help="GPUs, as 8.6,8.9,12.0. tensorrt-rtx: these three by default; tensorrt: the GPU at hand.",
 )
+@click.option("--batch", metavar="MIN:OPT:MAX", help="Pictures per run, of a bundle with a dynamic batch.")
 @click.option("--classes", metavar="MIN:OPT:MAX", help="Classes in a vocabulary.  [default: 1:150:1024]")
 @click.option("--prompts", metavar="MIN:OPT:MAX", help="Prompts per run of the text encoder.  [default: 1:14:64]")
 @click.option("--tokens", metavar="MIN:OPT:MAX", help="Tokens in a prompt.  [default: 2:16:77]")
@@ -49,9 +50,15 @@ def parse_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--keep-fp32", multiple=True, metavar="PATTERN", help="ONNX nodes that may stay FP32, as 'blocks.1*/mlp*'."
 )
+@click.option("--merged", is_flag=True, help="One engine from picture to class probabilities, and the text encoder.")
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(GRAPH_NAMES), help="Only this graph; repeatable.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder; engines/TARGET/PRECISION in the bundle by default."
+)
+@click.option(
+    "--timing-cache",
+    metavar="FILE|none",
+    help="tensorrt: where measured kernel times are kept.  [default: timing.cache beside the engines]",
 )
 @click.option("--rebuild", is_flag=True, help="Build what is there already, too.")
 @click.option("--no-preflight", is_flag=True, help="Start with little memory, too.")
@@ -62,14 +69,17 @@ def command(
     target: EngineTarget,
     precision: str | None,
     compute_capability: str | None,
+    batch: str | None,
     classes: str | None,
     prompts: str | None,
     tokens: str | None,
     workspace: int | None,
     tf32: bool,
     keep_fp32: tuple[str, ...],
+    merged: bool,
     graphs: tuple[GraphName, ...],
     output: Path | None,
+    timing_cache: str | None,
     rebuild: bool,
     no_preflight: bool,
     script: bool,
@@ -81,11 +91,12 @@ def command(
     Engines that are there already, of the same graph and settings, are kept. A build whose layers do not compute in
     the precision's types fails. tensorrt-rtx needs no GPU to build.
     """
-    from ..export.engines.build import BuildRequest, build_engines
+    from ..export.engines.build import build_engines
+    from ..export.engines.plan import BuildRequest
     from ..export.engines.profiles import parse_range
     from ..export.engines.targets import parse_capabilities
 
-    given = {"classes": classes, "prompts": prompts, "tokens": tokens}
+    given = {"batch": batch, "classes": classes, "prompts": prompts, "tokens": tokens}
     request = BuildRequest(
         bundle=bundle,
         target=target,
@@ -96,6 +107,9 @@ def command(
         tf32=tf32,
         keep_fp32=keep_fp32,
         graphs=graphs,
+        merged=merged,
+        timing_cache=Path(timing_cache) if timing_cache not in (None, "none") else None,
+        use_timing_cache=timing_cache != "none",
         output=output,
         rebuild=rebuild,
         preflight=not no_preflight,

@@ -104,6 +104,11 @@ class Bundle:
         return self.manifest.sizes
 
     @property
+    def dynamic_batch(self) -> bool:
+        """Whether the graphs run 1 to `manifest.batch` pictures at a time, rather than exactly so many."""
+        return any("batch" in tensor.shape for record in self.manifest.graphs for tensor in record.spec.outputs)
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Every precision the graphs come in, the manifest's first first: that one is the default."""
         return tuple(dict.fromkeys(record.precision for record in self.manifest.graphs))

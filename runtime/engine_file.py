@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..contract import ENGINE_SCHEMA_VERSION, EngineSidecar, EngineTarget, GraphName, GraphRecord, Size
+from ..contract import ENGINE_SCHEMA_VERSION, MERGED, EngineName, EngineSidecar, EngineTarget, GraphRecord, Size
 from ..errors import BackendError, BundleError
 from .hashing import file_sha256
 
@@ -42,8 +42,8 @@ def host_platform() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def plan_name(graph: GraphName, size: Size | None) -> str:
-    """The file name of an engine: "sam_image_encoder.640x640.plan", "text_encoder.plan"."""
+def plan_name(graph: EngineName, size: Size | None) -> str:
+    """The file name of an engine: "sam_image_encoder.640x640.plan", "text_encoder.plan", "merged.640x640.plan"."""
     return f"{graph}.{size}{PLAN_SUFFIX}" if size else f"{graph}{PLAN_SUFFIX}"
 
 
@@ -129,8 +129,9 @@ def rebuild_command(sidecar: EngineSidecar, *, target: EngineTarget | None = Non
     settings = sidecar.settings
     capabilities = compute_capability or ",".join(settings.compute_capabilities)
     words = ["ebseg", "build", "BUNDLE", "--target", target or sidecar.target, "--precision", sidecar.precision]
-    words += ["--compute-capability", capabilities, "--graph", sidecar.graph]
-    for dimension in ("classes", "prompts", "tokens"):
+    words += ["--compute-capability", capabilities]
+    words += ["--merged"] if sidecar.graph == MERGED else ["--graph", sidecar.graph]
+    for dimension in ("batch", "classes", "prompts", "tokens"):
         if dimension in settings.profile:
             words += [f"--{dimension}", str(settings.profile[dimension])]
     if settings.workspace_bytes is not None:

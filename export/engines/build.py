@@ -10,76 +10,34 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ... import __version__
-from ...contract import (
-    ENGINE_SCHEMA_VERSION,
-    ENGINES_FOLDER,
-    GRAPH_NAMES,
-    SIZED_GRAPHS,
-    DimensionRange,
-    EngineMemory,
-    EngineSettings,
-    EngineSidecar,
-    EngineTarget,
-    FileRecord,
-    GraphName,
-    GraphRecord,
-    Size,
-)
+from ...contract import ENGINE_SCHEMA_VERSION, MERGED, EngineMemory, EngineSidecar, FileRecord
 from ...errors import BackendError, EbsegError, ExportError, InputError
 from ...runtime.atomic_write import write_atomically
-from ...runtime.bundle import Bundle
-from ...runtime.engine_file import check_engine, host_platform, plan_name, sidecar_path
+from ...runtime.engine_file import check_engine, host_platform, sidecar_path
 from ...runtime.hashing import file_sha256
 from .census import check_engine_promise
 from .job import BuildJob, Built
 from .layer_report import read_layers, read_memory
+from .plan import BuildRequest, Plan, PlannedEngine, check_early, plan_build
 from .process import run_job
-from .profiles import DEFAULTS, profile_for
 from .standalone import gpu_capability
-from .targets import NEWEST_OPSET, Target, check_support, target_named
+from .targets import Target, target_named
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(step, done, total), in hundredths of a graph."""
 
 PROCESS_BYTES = 600 << 20
 """Resident memory of a builder with a graph of small weights; measured: 200 to 420 MiB."""
+TIMING_CACHE = "timing.cache"
 BYTES_PER_WEIGHT_BYTE = 4
 """Further resident memory, over the weights' size; with it EBSeg-B 640x640 stays below in FP32 and FP16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What `ebseg build` was asked for."""
-
-    bundle: Path
-    target: EngineTarget
-    precision: str | None = None
-    """One of the bundle's; its first by default."""
-    compute_capabilities: tuple[str, ...] = ()
-    """None takes the target's own: portable over RTX GPUs, or the GPU at hand."""
-    ranges: Mapping[str, DimensionRange] = field(default_factory=dict)
-    """Lengths of dynamic dimensions; profiles.DEFAULTS for those not given."""
-    workspace_bytes: int | None = None
-    tf32: bool = False
-    keep_fp32: tuple[str, ...] = ()
-    """Patterns of ONNX node names that may run in FP32."""
-    graphs: tuple[GraphName, ...] = ()
-    """None is all."""
-    output: Path | None = None
-    """None is engines/<target>/<precision>/ in the bundle."""
-    rebuild: bool = False
-    """Build even what is there already."""
-    preflight: bool = True
-    """Refuse to start with too little memory."""
-    command: str = ""
-    """For the provenance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,78 +48,6 @@ class Engine:
     sidecar: EngineSidecar
     kept: bool
     """It was there already, of the same graph, settings and TensorRT."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedEngine:
-    """One engine that a request asks for."""
-
-    record: GraphRecord
-    source: dict[str, str]
-    settings: EngineSettings
-    name: str
-    """File name of the plan."""
-
-    @property
-    def label(self) -> str:
-        return f"{self.record.name} {self.record.size}" if self.record.size else self.record.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A request, checked and spelt out."""
-
-    bundle: Bundle
-    target: Target
-    precision: str
-    folder: Path
-    engines: tuple[PlannedEngine, ...]
-
-
-def plan_build(request: BuildRequest, *, capabilities: Sequence[str] | None = None) -> Plan:
-    """Check a request against the bundle, the target and the GPUs; nothing is built.
-
-    Args:
-        request: what was asked for.
-        capabilities: compute capabilities that stand for the target's default.
-
-    Raises:
-        BundleError: the bundle is damaged, or has no such precision.
-        InputError: what the target or a GPU cannot do, or an opset its parser gets wrong.
-    """
-    target = target_named(request.target)
-    chosen = request.compute_capabilities or tuple(capabilities or target.default_capabilities)
-    check_support(target, chosen, request.precision or "fp16")
-    bundle = Bundle.open(request.bundle)
-    precision = request.precision or bundle.precisions[0]
-    check_support(target, chosen, precision)
-    if request.output is None and not bundle.source.is_dir():
-        raise InputError(f"bundle {bundle.source}: engines cannot go into a zip", cure="give -o FOLDER")
-    folder = request.output or bundle.source / ENGINES_FOLDER / target.name / precision
-    ranges = {**DEFAULTS, **request.ranges}
-    engines = []
-    for name in GRAPH_NAMES:
-        if request.graphs and name not in request.graphs:
-            continue
-        sizes: tuple[Size | None, ...] = bundle.sizes if name in SIZED_GRAPHS else (None,)
-        for size in sizes:
-            record = bundle.graph(name, size, precision)
-            if record.opset > NEWEST_OPSET:
-                raise InputError(
-                    f"graph {record.file}: opset {record.opset} is too new, TensorRT is right up to {NEWEST_OPSET}: "
-                    "GridSample would sample the nearest pixel",
-                    cure="export the bundle again with this release",
-                )
-            settings = EngineSettings(
-                compute_capabilities=chosen,
-                profile=profile_for(record.spec, ranges),
-                workspace_bytes=request.workspace_bytes,
-                tf32=request.tf32,
-                keep_fp32=request.keep_fp32,
-            )
-            source = {file: bundle.manifest.files[file].sha256 for file in (record.file, record.weights) if file}
-            engines.append(PlannedEngine(record=record, source=source, settings=settings, name=plan_name(name, size)))
-    return Plan(bundle=bundle, target=target, precision=precision, folder=folder, engines=tuple(engines))
 
 
 def build_engines(request: BuildRequest, *, progress: Progress = lambda step, done, total: None) -> list[Engine]:
@@ -175,8 +61,8 @@ def build_engines(request: BuildRequest, *, progress: Progress = lambda step, do
         BackendError: the target's module is missing or does not load, or there is no GPU where one is needed.
         ExportError: a builder refused or died, memory or disk are too small, or the census found a broken promise.
     """
+    check_early(request)
     target = target_named(request.target)
-    check_support(target, request.compute_capabilities, request.precision or "fp16")
     version = installed_version(target)
     here: tuple[str, ...] = ()
     if not request.compute_capabilities and not target.default_capabilities:
@@ -234,8 +120,9 @@ def _prepare(folder: Path) -> None:
         leftovers = list(folder.glob(".*.partial"))
         alive = {str(process) for process in psutil.pids()} if leftovers else set()
         for path in leftovers:
-            if path.name.split(".")[-2] not in alive:
-                path.unlink()
+            if path.name.split(".")[-2] in alive:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         raise InputError(
             f"output folder {folder}: {error.strerror}", cure="choose another folder with -o, or change its rights"
@@ -246,10 +133,12 @@ def _kept(plan: Plan, planned: PlannedEngine, version: str) -> Engine | None:
     """The engine that is there already, if building it again would make the same."""
     path = plan.folder / planned.name
     try:
-        sidecar = check_engine(path, graph=planned.record, source=planned.source)
-        if (sidecar.target, sidecar.tensorrt_version, sidecar.platform) != (plan.target.name, version, host_platform()):
+        sidecar = check_engine(path, source=planned.source)
+        made = (sidecar.graph, sidecar.size, sidecar.precision, sidecar.spec, sidecar.compute, sidecar.settings)
+        wanted = (planned.graph, planned.size, plan.precision, planned.spec, planned.compute, planned.settings)
+        if made != wanted:
             return None
-        if sidecar.settings != planned.settings:
+        if (sidecar.target, sidecar.tensorrt_version, sidecar.platform) != (plan.target.name, version, host_platform()):
             return None
         check_engine_promise(sidecar)
     except EbsegError:
@@ -263,23 +152,26 @@ def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Cal
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial_log = path.with_name(f".{log_path.name}.{os.getpid()}.partial")
     _check_room(plan, planned, request)
-    job = BuildJob(
-        module=plan.target.module,
-        target=plan.target.name,
-        graph=planned.record.name,
-        graph_file=str(plan.bundle.file(planned.record.file)),
-        spec=planned.record.spec,
-        settings=planned.settings,
-        plan_file=str(partial),
-        log_file=str(partial_log),
-    )
     try:
         try:
-            built = run_job(job, label=planned.label, log_name=log_path, watch=watch)
+            with _graph_file(plan, planned) as graph_file:
+                job = BuildJob(
+                    module=plan.target.module,
+                    target=plan.target.name,
+                    graph=planned.graph,
+                    graph_file=str(graph_file),
+                    spec=planned.spec,
+                    settings=planned.settings,
+                    plan_file=str(partial),
+                    log_file=str(partial_log),
+                    timing_cache=_timing_cache(plan, request),
+                )
+                built = run_job(job, label=planned.label, log_name=log_path, watch=watch)
             sidecar = _sidecar(plan, planned, request, built, partial, partial_log)
             check_engine_promise(sidecar)
         except ExportError:
-            os.replace(partial_log, log_path)  # the reason is in it
+            if partial_log.exists():
+                os.replace(partial_log, log_path)  # the reason is in it
             raise
         # The sidecar last: a plan whose sidecar is missing or of another plan is refused and built again.
         os.replace(partial_log, log_path)
@@ -295,6 +187,30 @@ def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Cal
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
     return Engine(plan=path, sidecar=sidecar, kept=False)
+
+
+@contextlib.contextmanager
+def _graph_file(plan: Plan, planned: PlannedEngine) -> Iterator[Path]:
+    """The graph to build: the bundle's own, or for the time of the build a merged one, held against its parts."""
+    if planned.graph != MERGED:
+        yield plan.bundle.file(planned.records[0].file)
+        return
+    from ..merge import write_merged
+
+    assert planned.size is not None
+    folder = plan.folder / f".{planned.name}.graph.{os.getpid()}.partial"
+    try:
+        write_merged(plan.bundle, planned.size, plan.precision, folder / f"{MERGED}.{planned.size}.onnx")
+        yield folder / f"{MERGED}.{planned.size}.onnx"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _timing_cache(plan: Plan, request: BuildRequest) -> str | None:
+    """Where the builder keeps the times it measured, if it measures any; TensorRT itself tells devices apart."""
+    if not (plan.target.timing_cache and request.use_timing_cache):
+        return None
+    return str(request.timing_cache or plan.folder / TIMING_CACHE)
 
 
 def _check_room(plan: Plan, planned: PlannedEngine, request: BuildRequest) -> None:
@@ -328,11 +244,11 @@ def _sidecar(
     return EngineSidecar(
         schema_version=ENGINE_SCHEMA_VERSION,
         plan=FileRecord(bytes=partial.stat().st_size, sha256=file_sha256(partial)),
-        graph=planned.record.name,
+        graph=planned.graph,
         precision=plan.precision,
-        size=planned.record.size,
+        size=planned.size,
         model=plan.bundle.model.name,
-        spec=planned.record.spec,
+        spec=planned.spec,
         source=planned.source,
         target=plan.target.name,
         tensorrt_version=built.tensorrt_version,
@@ -346,6 +262,7 @@ def _sidecar(
         ),
         layers=layers,
         quantised_nodes=built.quantised_nodes,
+        compute=planned.compute,
         build_seconds=round(built.seconds, 2),
         provenance={
             "ebseg-deploy": __version__,

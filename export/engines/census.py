@@ -9,56 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-from ...contract import (
-    CLIP_IMAGE_ENCODER,
-    OPEN_VOCAB_HEAD,
-    SAM_IMAGE_ENCODER,
-    EngineSidecar,
-    GraphName,
-    LayerRecord,
-)
+from ...contract import EngineSidecar, LayerRecord
 from ...errors import ExportError
+from .promise import LAYER_TYPES, Part, Promise, promise_of_sidecar
 
 PRODUCTS = ("gemm", "convolution", "attention")
 """The roles whose type is the engine's speed."""
-
-ALLOWED = {
-    "fp32": {"Float"},
-    "fp16": {"Half"},
-    "bf16": {"BFloat16"},
-    "int8": {"Int8", "Half"},
-    "fp8": {"FP8", "Half"},
-}
-"""Types that products may have, outside the islands."""
-
-REQUIRED = {"int8": "Int8", "fp8": "FP8"}
-"""The type that the image encoders must have products of; the other graphs are half precision."""
-
-USUAL = {"fp16": "Half", "bf16": "BFloat16", "int8": "Half", "fp8": "Half"}
-"""The type that some layer must have at least, in a graph that is no island as a whole."""
-
-QUANTISED: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Island:
-    """Nodes that stay in FP32 whatever the precision."""
-
-    graph: GraphName
-    nodes: str
-    """Pattern of ONNX node names."""
-    reason: str
-
-
-ISLANDS = (
-    Island(
-        graph=OPEN_VOCAB_HEAD,
-        nodes="*",
-        reason="logits are cosines times 100, and log(1e-8 + p) needs an epsilon that is 0 in FP16",
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,114 +56,86 @@ def take_census(layers: Sequence[LayerRecord]) -> Census:
     )
 
 
-def offenders(
-    layers: Sequence[LayerRecord], graph: GraphName, precision: str, keep_fp32: Sequence[str] = ()
-) -> list[LayerRecord]:
-    """Products in a type that the precision does not allow, and that no island and no pattern excuses.
-
-    A fused layer is excused when one of its ONNX nodes is.
-    """
-    kept = [*keep_fp32, *(island.nodes for island in ISLANDS if island.graph == graph)]
-    return [
-        layer
-        for layer in layers
-        if layer.role in PRODUCTS
-        and layer.type not in ALLOWED[precision]
-        and not (
-            layer.type == "Float"
-            and any(fnmatchcase(node, pattern) for pattern in kept for node in layer.onnx_nodes or ("",))
-        )
-    ]
+def offenders(layers: Sequence[LayerRecord], promise: Promise) -> list[LayerRecord]:
+    """Products in a type that was not promised. A fused layer is excused when one of its ONNX nodes is."""
+    return [layer for layer in layers if layer.role in PRODUCTS and not promise.allows(layer.type, layer.onnx_nodes)]
 
 
 def check_engine_promise(sidecar: EngineSidecar) -> Census:
     """`check_promise` of what a sidecar says."""
-    return check_promise(
-        sidecar.layers,
-        sidecar.graph,
-        sidecar.precision,
-        keep_fp32=sidecar.settings.keep_fp32,
-        quantised_nodes=sidecar.quantised_nodes,
-    )
+    return check_promise(sidecar.layers, promise_of_sidecar(sidecar), quantised_nodes=sidecar.quantised_nodes)
 
 
-def check_promise(
-    layers: Sequence[LayerRecord],
-    graph: GraphName,
-    precision: str,
-    *,
-    keep_fp32: Sequence[str] = (),
-    quantised_nodes: Sequence[str] = (),
-) -> Census:
-    """Hold the layers against the precision's promise.
+def check_promise(layers: Sequence[LayerRecord], promise: Promise, *, quantised_nodes: Sequence[str] = ()) -> Census:
+    """Hold the layers against the promise.
 
     Args:
         layers: the builder's report.
-        graph: which graph it is.
-        precision: what was promised.
-        keep_fp32: patterns of ONNX nodes that need not keep it.
-        quantised_nodes: products that stand between Q/DQ pairs; of a quantised precision, all of them must have
-            become products of its type.
+        promise: what the engine was to compute in.
+        quantised_nodes: products that stand between Q/DQ pairs; all of them must have become products of the
+            quantised type.
 
     Raises:
-        ExportError: the builder gave no report, a product has a type that was not promised, or a quantised precision
-            lost its quantised products.
+        ExportError: the builder gave no report, a product has a type that was not promised, or quantised products
+            were lost.
     """
     if not layers:
         raise ExportError(
-            f"engine {graph}: the builder's log has no layer report, so nobody can say what is in the engine",
+            f"engine {promise.engine}: the builder's log has no layer report, so nobody can say what is in the engine",
             cure="use TensorRT 10.3 or newer, and report the version if it is",
         )
     census = take_census(layers)
-    products = sum(census.products_by_type.values())
-    wrong = offenders(layers, graph, precision, keep_fp32)
+    _check_types(layers, census, promise)
+    for part in promise.parts:
+        own = [layer for layer in layers if part in promise.parts_of(layer.onnx_nodes)]
+        name = f"{promise.engine} {part.prefix.rstrip('/')}".strip()
+        if part.quantised:
+            _check_quantised(own, part, name, promise.precision, [node for node in quantised_nodes if part.owns(node)])
+        elif part.base != "fp32" and LAYER_TYPES[part.base] not in take_census(own).layers_by_type:
+            # Small products dissolve into other kernels, whose names do not tell: then the layers' own types must.
+            raise ExportError(
+                f"engine {name}: promised {promise.precision}, but none of its {len(own)} layers gives "
+                f"{LAYER_TYPES[part.base]}",
+                cure=f"convert the graph to {promise.precision} again",
+            )
+    return census
+
+
+def _check_types(layers: Sequence[LayerRecord], census: Census, promise: Promise) -> None:
+    wrong = offenders(layers, promise)
     if wrong:
+        products = sum(census.products_by_type.values())
         types = ", ".join(
             f"{count} {name}" for name, count in _counted(layer.type or "unknown" for layer in wrong).items()
         )
         nodes = [node for layer in wrong for node in layer.onnx_nodes[:1]] or [wrong[0].name]
         raise ExportError(
-            f"engine {graph}: promised {precision}, but {len(wrong)} of {products} products are not: {types}, "
-            f"first {', '.join(nodes[:3])}",
-            cure=f"convert the graph to {precision} again, or name what is meant to stay with --keep-fp32 PATTERN",
+            f"engine {promise.engine}: promised {promise.precision}, but {len(wrong)} of {products} products are not: "
+            f"{types}, first {', '.join(nodes[:3])}",
+            cure=f"convert the graph to {promise.precision} again, or name what is meant to stay with --keep-fp32 "
+            "PATTERN",
         )
-    required = REQUIRED.get(precision) if graph in QUANTISED else None
-    if required and required not in census.products_by_type:
+
+
+def _check_quantised(
+    layers: Sequence[LayerRecord], part: Part, name: str, precision: str, quantised_nodes: Sequence[str]
+) -> None:
+    assert part.quantised is not None
+    required = LAYER_TYPES[part.quantised]
+    products = [layer for layer in layers if layer.role in PRODUCTS]
+    found = {node for layer in products if layer.type == required for node in layer.onnx_nodes}
+    if not any(layer.type == required for layer in products):
         raise ExportError(
-            f"engine {graph}: promised {precision}, but none of its {products} products is {required}",
+            f"engine {name}: promised {precision}, but none of its {len(products)} products is {required}",
             cure="quantise the graph again: its Q/DQ nodes are missing or stand where no product takes them up",
         )
-    lost = _lost(layers, REQUIRED.get(precision), quantised_nodes, keep_fp32)
+    lost = [node for node in quantised_nodes if node not in found and not part.keeps(node)]
     if lost:
         raise ExportError(
-            f"engine {graph}: promised {precision}, but {len(lost)} of {len(quantised_nodes)} products between Q/DQ "
-            f"pairs do not compute in {REQUIRED[precision]}, first {', '.join(lost[:3])}",
+            f"engine {name}: promised {precision}, but {len(lost)} of {len(quantised_nodes)} products between Q/DQ "
+            f"pairs do not compute in {required}, first {', '.join(lost[:3])}",
             cure="take their Q/DQ pairs out, or name them with --keep-fp32 PATTERN",
         )
-    # Small products dissolve into other kernels, whose names do not tell: then the layers' own types must.
-    usual = (
-        USUAL.get(precision) if not any(island.graph == graph and island.nodes == "*" for island in ISLANDS) else None
-    )
-    if usual and not required and usual not in census.layers_by_type:
-        raise ExportError(
-            f"engine {graph}: promised {precision}, but none of its {census.layers} layers gives {usual}",
-            cure=f"convert the graph to {precision} again",
-        )
-    return census
-
-
-def _lost(
-    layers: Sequence[LayerRecord], required: str | None, quantised_nodes: Sequence[str], keep: Sequence[str]
-) -> list[str]:
-    """Quantised nodes that no layer of the required type holds."""
-    if required is None:
-        return []
-    found = {node for layer in layers if layer.type == required and layer.role in PRODUCTS for node in layer.onnx_nodes}
-    return [
-        node
-        for node in quantised_nodes
-        if node not in found and not any(fnmatchcase(node, pattern) for pattern in keep)
-    ]
 
 
 def difference(first: EngineSidecar, second: EngineSidecar) -> list[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ...contract import EngineSettings, EngineTarget, GraphName, GraphSpec, Record
+from ...contract import EngineName, EngineSettings, EngineTarget, GraphSpec, Record
 
 
 class BuildJob(Record, frozen=True, kw_only=True):
@@ -15,7 +15,7 @@ class BuildJob(Record, frozen=True, kw_only=True):
     module: str
     """"tensorrt" or "tensorrt_rtx"."""
     target: EngineTarget
-    graph: GraphName
+    graph: EngineName
     graph_file: str
     spec: GraphSpec
     settings: EngineSettings
@@ -23,6 +23,8 @@ class BuildJob(Record, frozen=True, kw_only=True):
     """Where the plan goes; it is complete when `Built` was said."""
     log_file: str
     """Where every message of the builder goes, line by line."""
+    timing_cache: str | None = None
+    """A file to read and to go on with; None measures every kernel afresh."""
 
 
 class Advanced(Record, frozen=True, kw_only=True, tag="advanced"):

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 from ...contract import DimensionRange, GraphSpec
 from ...errors import InputError
+from ...runtime.bundle import Bundle
 
-LIMITS = {"classes": (1, 65535), "prompts": (1, 65535), "tokens": (2, 77)}
-"""What the graphs were exported for."""
+LIMITS = {"classes": (1, 65535), "prompts": (1, 65535), "tokens": (2, 77), "batch": (1, 1024)}
+"""What the graphs were exported for; for batch see `batch_range`."""
 
 DEFAULTS = {
     "classes": DimensionRange(min=1, opt=150, max=1024),
     # 14 templates make one class; the runtime never gives more than 64 prompts at once.
     "prompts": DimensionRange(min=1, opt=14, max=64),
     "tokens": DimensionRange(min=2, opt=16, max=77),
+    "batch": DimensionRange(min=1, opt=1, max=8),
 }
 
 
@@ -35,6 +37,29 @@ def parse_range(name: str, text: str) -> DimensionRange:
     if lengths[0] < low or lengths[2] > high:
         raise InputError(f"--{name} {text}: the graphs take {low} to {high}", cure=form)
     return DimensionRange(min=lengths[0], opt=lengths[1], max=lengths[2])
+
+
+def batch_range(bundle: Bundle, asked: DimensionRange | None) -> DimensionRange:
+    """Pictures per run: what was asked for, or 1 to the most the bundle was exported for.
+
+    Raises:
+        InputError: more than that, or another number than a bundle of a fixed batch runs.
+    """
+    most = bundle.manifest.batch
+    if not bundle.dynamic_batch:
+        fixed = DimensionRange(min=most, opt=most, max=most)
+        if asked not in (None, fixed):
+            raise InputError(
+                f"--batch {asked}: the graphs of {bundle.source} run {most} at a time, fixed at export",
+                cure=f"export it with `ebseg export --batch {asked.max if asked else 8} --dynamic-batch`",
+            )
+        return fixed
+    if asked is not None and asked.max > most:
+        raise InputError(
+            f"--batch {asked}: {bundle.source} was exported for 1 to {most} pictures",
+            cure=f"export it with `ebseg export --batch {asked.max} --dynamic-batch`",
+        )
+    return asked or DimensionRange(min=1, opt=1, max=most)
 
 
 def profile_for(spec: GraphSpec, ranges: Mapping[str, DimensionRange]) -> dict[str, DimensionRange]:

@@ -6,16 +6,17 @@ import dataclasses
 import os
 import shlex
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from ... import __version__
-from ...contract import ENGINE_SCHEMA_VERSION, ENGINES_FOLDER
+from ...contract import ENGINE_SCHEMA_VERSION, ENGINES_FOLDER, MERGED
 from ...errors import InputError
 from . import standalone
-from .build import BuildRequest, Plan, PlannedEngine, plan_build
+from .build import TIMING_CACHE
+from .plan import BuildRequest, Plan, PlannedEngine, plan_build
 
 README = """\
 # Engines of {model}, {precision}, built on the device
@@ -76,10 +77,16 @@ def write_script(request: BuildRequest, output: Path) -> Path:
 
 def _write(plan: Plan, request: BuildRequest, folder: Path) -> None:
     place = f"{ENGINES_FOLDER}/{plan.target.name}/{plan.precision}"
-    for file in dict.fromkeys(file for engine in plan.engines for file in engine.source):
+    for file in dict.fromkeys(file for engine in plan.engines for file in _copied(engine)):
         copy = folder / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plan.bundle.file(file), copy)
+    for engine in plan.engines:
+        if engine.graph == MERGED:
+            from ..merge import write_merged
+
+            assert engine.size is not None
+            write_merged(plan.bundle, engine.size, plan.precision, folder / _graph_file(engine))
     jobs = [_job(plan, engine, request, f"{place}/{engine.name}") for engine in plan.engines]
     (folder / "jobs.json").write_bytes(msgspec.json.format(msgspec.json.encode(jobs), indent=1) + b"\n")
     shutil.copyfile(standalone.__file__, folder / "build.py")
@@ -101,6 +108,17 @@ def _write(plan: Plan, request: BuildRequest, folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
+def _graph_file(engine: PlannedEngine) -> str:
+    """Where the engine's graph lies in the folder; a merged one beside the weights it refers to."""
+    file = engine.records[0].file
+    return str(PurePosixPath(file).with_name(f"{MERGED}.{engine.size}.onnx")) if engine.graph == MERGED else file
+
+
+def _copied(engine: PlannedEngine) -> list[str]:
+    """The bundle's files that the folder needs; a merged graph brings its own."""
+    return [] if engine.graph == MERGED else list(engine.source)
+
+
 def _job(plan: Plan, engine: PlannedEngine, request: BuildRequest, plan_file: str) -> dict[str, Any]:
     """A job for standalone.main: paths relative to the folder, and what the sidecar can say beforehand."""
     provenance = {"ebseg-deploy": __version__, "built with": "ebseg build --script"}
@@ -110,18 +128,20 @@ def _job(plan: Plan, engine: PlannedEngine, request: BuildRequest, plan_file: st
         {
             "module": plan.target.module,
             "target": plan.target.name,
-            "graph_file": engine.record.file,
-            "spec": engine.record.spec,
+            "graph_file": _graph_file(engine),
+            "spec": engine.spec,
             "settings": engine.settings,
             "plan_file": plan_file,
+            "timing_cache": str(PurePosixPath(plan_file).with_name(TIMING_CACHE)) if request.use_timing_cache else None,
             "sidecar": {
                 "schema_version": ENGINE_SCHEMA_VERSION,
-                "graph": engine.record.name,
+                "graph": engine.graph,
                 "precision": plan.precision,
-                "size": engine.record.size,
+                "size": engine.size,
                 "model": plan.bundle.model.name,
-                "spec": engine.record.spec,
+                "spec": engine.spec,
                 "source": engine.source,
+                "compute": engine.compute,
                 "target": plan.target.name,
                 "provenance": provenance,
             },
@@ -171,6 +191,8 @@ def _shell(jobs: list[dict[str, Any]]) -> str:
     for job in jobs:
         settings = job["settings"]
         words = ["build", job["graph_file"], job["plan_file"], *_shapes(job)]
+        if job["timing_cache"] is not None:
+            words.append(f"--timingCacheFile={job['timing_cache']}")
         if not settings["tf32"]:
             words.append("--noTF32")
         if settings["workspace_bytes"] is not None:

@@ -84,9 +84,12 @@ def build_plan(module: Any, job: Job, log: TextIO, listener: Listener | None = N
         monitor = _monitor(module, listener)
         config.progress_monitor = monitor
     capabilities = _choose_capabilities(module, config, job["settings"]["compute_capabilities"])
+    cache = _timing_cache(config, job.get("timing_cache"), log)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildRefusedError("the builder gave no engine", "see the log for the reason")
+    if cache is not None:
+        _keep_timing_cache(cache, job["timing_cache"], log)
     try:
         with open(job["plan_file"], "wb") as file:
             file.write(plan)
@@ -178,6 +181,8 @@ def _configure(module: Any, builder: Any, config: Any, job: Job) -> None:
         (config.set_flag if settings["tf32"] else config.clear_flag)(module.BuilderFlag.TF32)
     if settings["workspace_bytes"] is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings["workspace_bytes"])
+    if settings["static_memory"] and hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     dynamic = [each for each in job["spec"]["inputs"] if any(isinstance(length, str) for length in each["shape"])]
     if dynamic:
         profile = builder.create_optimization_profile()
@@ -185,6 +190,40 @@ def _configure(module: Any, builder: Any, config: Any, job: Job) -> None:
             profile.set_shape(tensor["name"], *profile_shapes(tensor["shape"], settings["profile"]))
         if config.add_optimization_profile(profile) < 0:
             raise BuildRefusedError("the builder refuses the lengths of its dynamic dimensions", "give other lengths")
+
+
+def _timing_cache(config: Any, path: str | None, log: TextIO) -> Any:
+    """Hand the builder the times it measured before; None where there is no such thing.
+
+    A cache of another TensorRT or GPU is refused by TensorRT itself; then a new one is begun. So is one that cannot
+    be read: no build should fail for want of a cache.
+    """
+    if path is None or not hasattr(config, "create_timing_cache"):
+        return None
+    found = b""
+    with contextlib.suppress(OSError):
+        found = Path(path).read_bytes()
+    for content in (found, b"") if found else (b"",):
+        try:
+            cache = config.create_timing_cache(content)
+        except (RuntimeError, ValueError, TypeError):  # damaged: the bindings raise, older ones give None
+            cache = None
+        if cache is not None and config.set_timing_cache(cache, False):
+            log.write(f"[INFO] timing cache {path}: {f'{len(content)} bytes' if content else 'begun'}\n")
+            return cache
+        log.write(f"[WARNING] timing cache {path}: not of this TensorRT and GPU, or damaged\n")
+    return None
+
+
+def _keep_timing_cache(cache: Any, path: str, log: TextIO) -> None:
+    """Write the cache whole or not at all."""
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(cache.serialize())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        log.write(f"[WARNING] timing cache {path}: cannot be written: {error.strerror}\n")
 
 
 def profile_shapes(shape: list[Any], profile: dict[str, dict[str, int]]) -> list[tuple[int, ...]]:
@@ -346,6 +385,7 @@ def main() -> None:
             "graph_file": str(folder / job["graph_file"]),
             "plan_file": str(partial),
             "settings": {**job["settings"], "compute_capabilities": wanted},
+            "timing_cache": str(folder / job["timing_cache"]) if job["timing_cache"] else None,
         }
         log_file = plan.with_suffix(".build.log")
         try:

@@ -29,6 +29,10 @@ class Target:
     capabilities: tuple[str, ...]
     default_capabilities: tuple[str, ...]
     """Taken when none is given; none means: the GPU at hand."""
+    static_memory: bool
+    """Whether the builder has to be told that a run is to be captured as a CUDA graph."""
+    timing_cache: bool
+    """Whether the builder times kernels; TensorRT for RTX chooses them without, and its timing cache does nothing."""
     refused: dict[tuple[str, str], str]
     """(compute capability, precision) -> why this target cannot, beyond what the GPU lacks."""
 
@@ -64,6 +68,8 @@ TENSORRT = Target(
     install="pip install tensorrt (JetPack brings its own)",
     capabilities=tuple(gpu.capability for gpu in GPUS),
     default_capabilities=(),
+    static_memory=False,
+    timing_cache=True,
     refused={},
 )
 TENSORRT_RTX = Target(
@@ -72,6 +78,8 @@ TENSORRT_RTX = Target(
     install="pip install 'ebseg-deploy[tensorrt-rtx]'",
     capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
     default_capabilities=("8.6", "8.9", "12.0"),
+    static_memory=True,
+    timing_cache=False,
     refused={
         ("7.5", "fp32"): "it has no FP32 matrix product for Turing",
         ("7.5", "int8"): "it has no INT8 matrix product for Turing",
@@ -108,13 +116,18 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_support(target: Target, capabilities: Sequence[str], precision: str) -> None:
+def check_support(target: Target, capabilities: Sequence[str], precision: str | None = None) -> None:
     """Refuse what a target or a GPU cannot do.
+
+    Args:
+        target: the builder.
+        capabilities: the GPUs to build for.
+        precision: one of PRECISIONS; None looks at the GPUs alone.
 
     Raises:
         InputError: an unknown precision or compute capability, or a combination that does not work.
     """
-    if precision not in PRECISIONS:
+    if precision not in (None, *PRECISIONS):
         raise InputError(f"precision {precision!r}: unknown", cure=f"choose from {', '.join(PRECISIONS)}")
     gpus = {gpu.capability: gpu for gpu in GPUS}
     for capability in capabilities:
@@ -127,6 +140,8 @@ def check_support(target: Target, capabilities: Sequence[str], precision: str) -
                 f"{', '.join(target.capabilities)}",
                 cure=f"use --target tensorrt on the device, or --target tensorrt --script here ({gpu.examples})",
             )
+        if precision is None:
+            continue
         if precision in gpu.lacks:
             able = [each.capability for each in GPUS if precision not in each.lacks]
             raise InputError(

@@ -12,8 +12,9 @@ import pytest
 from ebseg_deploy.contract import MANIFEST_NAME, BundleManifest, DimensionRange
 from ebseg_deploy.errors import BackendError, BundleError, ExportError, InputError
 from ebseg_deploy.export.engines import build as build_module
-from ebseg_deploy.export.engines.build import BuildRequest, Engine, build_engines
+from ebseg_deploy.export.engines.build import Engine, build_engines
 from ebseg_deploy.export.engines.census import take_census
+from ebseg_deploy.export.engines.plan import BuildRequest
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.engine_file import check_engine
 from onnx import TensorProto, helper
@@ -155,9 +156,9 @@ def test_what_the_target_cannot_do_is_said_before_anything_is_built(bundle: Path
         ("fp16", "8.7", r"8\.7 \(Orin\): tensorrt-rtx does not build for it"),
         ("fp8", "8.6", "fp8: compute capability 8.6"),
         ("fp32", "7.5", "no FP32 matrix product"),
-        ("int4", "8.6", "int4.*unknown"),
+        ("int4", "8.6", "no precision 'int4'; choose from fp32, fp16"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises((InputError, BundleError), match=said):
             build(bundle, precision, compute_capabilities=(capability,))
     assert not (bundle / "engines").exists()
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from ebseg_deploy.contract import GRAPH_NAMES, EngineSettings, EngineSidecar, LayerRecord
+from ebseg_deploy.contract import GRAPH_NAMES, ComputeRecord, EngineSettings, EngineSidecar, KeptRecord, LayerRecord
 from ebseg_deploy.errors import ExportError
 from ebseg_deploy.export.engines.census import (
-    ALLOWED,
-    ISLANDS,
-    REQUIRED,
-    USUAL,
+    Census,
+    check_engine_promise,
     check_promise,
     difference,
     take_census,
 )
 from ebseg_deploy.export.engines.layer_report import read_layers, read_memory
+from ebseg_deploy.export.engines.promise import FP32_GRAPHS, LABELS, LAYER_TYPES, QUANTISED_GRAPHS, promise_of
 from ebseg_deploy.export.engines.targets import PRECISIONS
 
 
@@ -172,6 +171,18 @@ HALF, FLOAT, INT8, BF16 = (layer(type_) for type_ in ("Half", "Float", "Int8", "
 ADD = layer("Float", role="other")
 
 
+def check(
+    layers: list[LayerRecord],
+    graph: str,
+    precision: str,
+    compute: ComputeRecord | None = None,
+    quantised_nodes: list[str] = [],  # noqa: B006  # never changed
+    keep_fp32: list[str] = [],  # noqa: B006
+) -> Census:
+    promise = promise_of(graph, precision, {graph: compute}, keep_fp32)  # type: ignore[arg-type, dict-item]
+    return check_promise(layers, promise, quantised_nodes=quantised_nodes)
+
+
 @pytest.mark.parametrize(
     ("precision", "layers"),
     [
@@ -183,7 +194,7 @@ ADD = layer("Float", role="other")
     ],
 )
 def test_promises_kept(precision: str, layers: list[LayerRecord]) -> None:
-    assert check_promise(layers, "sam_image_encoder", precision).layers == len(layers)
+    assert check(layers, "sam_image_encoder", precision).layers == len(layers)
 
 
 @pytest.mark.parametrize(
@@ -205,39 +216,100 @@ def test_promises_kept(precision: str, layers: list[LayerRecord]) -> None:
 )
 def test_promises_broken(precision: str, layers: list[LayerRecord], said: str) -> None:
     with pytest.raises(ExportError, match=said):
-        check_promise(layers, "sam_image_encoder", precision)
+        check(layers, "sam_image_encoder", precision)
 
 
 def test_islands_and_patterns_excuse_fp32_and_nothing_else() -> None:
-    check_promise([FLOAT], "open_vocab_head", "fp16")
+    check([FLOAT], "open_vocab_head", "fp16")
     with pytest.raises(ExportError, match="1 Int8"):
-        check_promise([INT8], "open_vocab_head", "fp16")
-    check_promise([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.0/*"])
+        check([INT8], "open_vocab_head", "fp16")
+    check([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.0/*"])
     with pytest.raises(ExportError, match="1 Float"):
-        check_promise([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.1/*"])
+        check([HALF, FLOAT], "adab_decoder", "fp16", keep_fp32=["blocks.1/*"])
 
 
 def test_every_product_between_qdq_pairs_counts() -> None:
     layers = [INT8, layer("Half", node="blocks.1/MatMul"), layer("Int8", role="other", node="blocks.2/MatMul")]
     nodes = ["blocks.0/MatMul", "blocks.1/MatMul", "blocks.2/MatMul"]
-    check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes[:1])
+    check(layers, "sam_image_encoder", "int8", quantised_nodes=nodes[:1])
     with pytest.raises(
         ExportError, match=r"2 of 3 products between Q/DQ pairs.*first blocks\.1/MatMul, blocks\.2/MatM"
     ):
-        check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes)
-    check_promise(layers, "sam_image_encoder", "int8", quantised_nodes=nodes, keep_fp32=["blocks.[12]/*"])
-    check_promise([HALF], "sam_image_encoder", "fp16", quantised_nodes=nodes[:1])
+        check(layers, "sam_image_encoder", "int8", quantised_nodes=nodes)
+    check(layers, "sam_image_encoder", "int8", quantised_nodes=nodes, keep_fp32=["blocks.[12]/*"])
+    check([HALF], "sam_image_encoder", "fp16", quantised_nodes=nodes[:1])
 
 
 def test_decoders_of_int8_bundles_are_half() -> None:
-    check_promise([HALF], "adab_decoder", "int8")
+    check([HALF], "adab_decoder", "int8")
+
+
+def kept(pattern: str, precision: str) -> KeptRecord:
+    return KeptRecord(pattern=pattern, precision=precision, reason="measured", nodes=1)  # type: ignore[arg-type]
+
+
+def test_what_the_recipe_recorded_is_the_promise_whatever_its_name() -> None:
+    compute = ComputeRecord(base="fp16", quantised="int8", kept=(kept("blocks.0/*", "fp32"), kept("patch/*", "bf16")))
+    islands = [layer("Float", node="blocks.0/MatMul"), layer("BFloat16", node="patch/Conv")]
+    check([INT8, *islands], "adab_decoder", "int8-all", compute)
+    for wrong, said in (
+        (layer("Float", node="patch/Conv"), "1 Float, first patch/Conv"),
+        (layer("BFloat16"), "1 BFloat16, first blocks"),
+        (layer("Float", node="blocks.1/MatMul"), "1 Float"),
+        (layer("FP8"), "1 FP8"),
+    ):
+        with pytest.raises(ExportError, match=rf"adab_decoder: promised int8-all, but 1 of 4 .*{said}"):
+            check([INT8, *islands, wrong], "adab_decoder", "int8-all", compute)
+    with pytest.raises(ExportError, match="none of its 1 products is Int8"):
+        check([HALF], "adab_decoder", "int8-all", compute)
+
+
+def test_a_graph_kept_whole_promises_its_own_type() -> None:
+    head = ComputeRecord(base="fp32", kept=(kept("*", "fp32"),))
+    check([FLOAT, ADD], "open_vocab_head", "fp16", head)
+    with pytest.raises(ExportError, match="1 Half"):
+        check([HALF], "open_vocab_head", "fp16", head)
+
+
+def test_an_fp16_graph_under_an_int8_label_is_held_to_its_label() -> None:
+    with pytest.raises(ExportError, match="none of its 1 products is Int8"):
+        check([HALF], "clip_image_encoder", "int8")
+    with pytest.raises(ExportError, match="precision 'mine' says nothing of its types"):
+        check([HALF], "clip_image_encoder", "mine")
+
+
+def test_a_merged_engine_keeps_each_graphs_promise() -> None:
+    compute = {
+        "sam_image_encoder": ComputeRecord(base="fp16", quantised="int8"),
+        "adab_decoder": ComputeRecord(base="fp16", kept=(kept("grid/*", "fp32"),)),
+        "open_vocab_head": ComputeRecord(base="fp32", kept=(kept("*", "fp32"),)),
+    }
+    promise = promise_of("merged", "int8", compute, ["adab_decoder/mask/*"])  # type: ignore[arg-type]
+    right = [
+        layer("Int8", node="sam_image_encoder/blocks.0/MatMul"),
+        layer("Half", node="adab_decoder/MatMul"),
+        layer("Float", node="adab_decoder/grid/MatMul"),
+        layer("Float", node="adab_decoder/mask/MatMul"),
+        layer("Float", node="open_vocab_head/MatMul"),
+    ]
+    quantised = ["sam_image_encoder/blocks.0/MatMul"]
+    check_promise(right, promise, quantised_nodes=quantised)
+    for wrong, said in (
+        (layer("Float", node="sam_image_encoder/grid/MatMul"), "1 Float, first sam_image_encoder/grid/MatMul"),
+        (layer("Int8", node="adab_decoder/MatMul_2"), "1 Int8"),
+        (layer("Half", node="open_vocab_head/MatMul_2"), "1 Half"),
+    ):
+        with pytest.raises(ExportError, match=f"engine merged: promised int8.*{said}"):
+            check_promise([*right, wrong], promise)
+    with pytest.raises(ExportError, match="merged sam_image_encoder: promised int8, but none of its 1 products is Int"):
+        check_promise([layer("Half", node="sam_image_encoder/x"), *right[1:]], promise)
+    with pytest.raises(ExportError, match=r"merged sam_image_encoder: .* 1 of 2 products between"):
+        check_promise(right, promise, quantised_nodes=[*quantised, "sam_image_encoder/lost/MatMul"])
 
 
 def test_tables_speak_of_the_same_precisions() -> None:
-    assert set(ALLOWED) == set(PRECISIONS)
-    assert set(REQUIRED) | set(USUAL) <= set(PRECISIONS)
-    assert {island.graph for island in ISLANDS} <= set(GRAPH_NAMES)
-    assert all(island.reason for island in ISLANDS)
+    assert set(LABELS) == set(LAYER_TYPES) == set(PRECISIONS)
+    assert {*FP32_GRAPHS, *QUANTISED_GRAPHS} <= set(GRAPH_NAMES)
 
 
 def sidecar(layers: list[LayerRecord], **changes: object) -> EngineSidecar:
@@ -267,6 +339,14 @@ def sidecar(layers: list[LayerRecord], **changes: object) -> EngineSidecar:
         "provenance": {},
     }
     return msgspec.convert(msgspec.to_builtins({**plain, **changes}), EngineSidecar)
+
+
+def test_a_sidecar_without_compute_records_is_held_to_its_label() -> None:
+    assert check_engine_promise(sidecar([HALF, ADD])).layers == 2
+    with pytest.raises(ExportError, match="promised fp16"):
+        check_engine_promise(sidecar([FLOAT]))
+    recorded = {"sam_image_encoder": ComputeRecord(base="fp16", kept=(kept("blocks.0/*", "fp32"),))}
+    assert check_engine_promise(sidecar([FLOAT, HALF], compute=recorded)).layers == 2
 
 
 def test_the_difference_of_two_engines() -> None:

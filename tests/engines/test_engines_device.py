@@ -13,7 +13,8 @@ import pytest
 from ebseg_deploy.errors import ExportError
 from ebseg_deploy.export.engines import build as build_module
 from ebseg_deploy.export.engines import standalone
-from ebseg_deploy.export.engines.build import BuildRequest, build_engines
+from ebseg_deploy.export.engines.build import build_engines
+from ebseg_deploy.export.engines.plan import BuildRequest
 from ebseg_deploy.export.engines.standalone import gpu_capability
 from rtx import needs_rtx
 
