@@ -74,6 +74,12 @@ class Recipe:
         return replace(self, graphs=MappingProxyType(graphs))
 
 
+UNIT_LENGTH = Keep(pattern="*unit_length/*", reason="an epsilon of 1e-12 is 0 in FP16, and squares of 256 overflow")
+MEAN_IN_MASK = Keep(
+    pattern="*mean_in_mask/*",
+    reason="sums over up to 25,600 pixels: beyond 65,504, and counts beyond 2,048 are not exact",
+)
+GROUP_NORM = Keep(pattern="*/InstanceNormalization*", reason="moments of up to 204,800 values")
 HEAD_IN_FP32 = GraphRecipe(
     base="fp32",
     keep=(Keep(pattern="*", reason="cosines times 100, and shares of 1e-8, which is 0 in FP16; 0.1 % of the work"),),
@@ -81,8 +87,8 @@ HEAD_IN_FP32 = GraphRecipe(
 """The whole of open_vocab_head."""
 
 NORMALISE = Keep(pattern="normalise/*", reason="pixels up to 255 before the division; memory-bound, a step long")
-GRID = Keep(
-    pattern="*.self_attn.sampling_grid/*",
+SAMPLING_PLACES = Keep(
+    pattern="*.sampling_places/*",
     reason="sampling places: half a cell of the 80-wide map is 6e-3 of -1..1, and FP16's step there is 5e-4",
 )
 
@@ -93,11 +99,11 @@ def _half(base: FloatType, summary: str) -> Recipe:
         summary=summary,
         graphs=MappingProxyType(
             {
-                CLIP_IMAGE_ENCODER: GraphRecipe(base=base, keep=(NORMALISE,)),
+                CLIP_IMAGE_ENCODER: GraphRecipe(base=base, keep=(NORMALISE, UNIT_LENGTH)),
                 SAM_IMAGE_ENCODER: GraphRecipe(base=base, keep=(NORMALISE,)),
-                ADAB_DECODER: GraphRecipe(base=base),
+                ADAB_DECODER: GraphRecipe(base=base, keep=(UNIT_LENGTH, MEAN_IN_MASK, GROUP_NORM, SAMPLING_PLACES)),
                 OPEN_VOCAB_HEAD: HEAD_IN_FP32,
-                TEXT_ENCODER: GraphRecipe(base=base),
+                TEXT_ENCODER: GraphRecipe(base=base, keep=(UNIT_LENGTH,)),
             }
         ),
     )

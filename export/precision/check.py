@@ -1,0 +1,107 @@
+"""Every derived graph runs in ONNX Runtime and is held against its FP32 form on the bundle's reference pictures.
+
+Each graph is judged alone: it gets what the FP32 graphs before it give, so that a deviation is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...contract import GraphRecord, ReferenceRecord, Size
+from ...errors import BackendError, BundleError, ExportError, ParityError
+from ...runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
+from ...runtime.bundle import Bundle
+from ...runtime.parity import deviation
+from ...runtime.verify import read_reference, tolerance
+from .emulate import emulate
+from .float_types import Array
+
+
+class DerivedCheck:
+    """Call it with graph after graph, in the order of contract.GRAPH_NAMES.
+
+    Args:
+        bundle: the FP32 bundle.
+        folder: the bundle in the making.
+        threads: for ONNX Runtime.
+
+    Raises:
+        BundleError: the FP32 bundle carries no references.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path, *, threads: int | None) -> None:
+        references = bundle.manifest.references
+        if not references:
+            raise BundleError(f"bundle {bundle.source}: no references to check against", cure="export it again")
+        self._bundle = bundle
+        self._folder = folder
+        self._threads = threads
+        self._tensors: dict[Size, dict[str, Array]] = {each.size: _inputs(bundle, each) for each in references}
+
+    def __call__(self, source: GraphRecord, made: GraphRecord) -> dict[str, float]:
+        """Check one graph.
+
+        Args:
+            source: the FP32 graph.
+            made: the derived one, its file relative to the folder.
+
+        Returns:
+            Output name -> largest |difference|. Of a half-precision graph, the emulated form's: ONNX Runtime rounds
+            little of it on a CPU.
+
+        Raises:
+            ExportError: ONNX Runtime refuses the graph.
+            ParityError: an output is further from FP32's than the precision explains.
+        """
+        # A graph that serves every size is checked on the first; the references hold what it gave on the others.
+        size = source.size or next(iter(self._tensors))
+        tensors = self._tensors[size]
+        inputs = {tensor.name: tensors[tensor.name] for tensor in source.spec.inputs}
+        expected = self._run(source, self._bundle.file(source.file), inputs)
+        tensors.update(expected)
+        compute = made.compute
+        assert compute is not None
+        file = self._folder / made.file
+        largest: dict[str, float] = {}
+        if compute.base != "bf16" or compute.emulated:
+            largest = self._judge(made, self._run(made, file, inputs), expected)
+        if compute.base != "fp32" and not compute.emulated:
+            emulated = file.with_name(f"{file.name}.emulated")
+            try:
+                model = ir.load(file)
+                emulate(model)
+                ir.save(model, emulated)
+                largest = self._judge(made, self._run(made, emulated, inputs), expected)
+            finally:
+                emulated.unlink(missing_ok=True)
+        return largest
+
+    def _run(self, record: GraphRecord, file: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            with OnnxRuntimeBackend(threads=self._threads) as backend:
+                return backend.run(backend.open(file, spec=record.spec, name=record.name), inputs)
+        except BackendError as error:
+            raise ExportError(error.message, cure="report it with the versions `ebseg doctor` prints") from error
+
+    def _judge(self, made: GraphRecord, got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, float]:
+        largest = {}
+        for name, reference in expected.items():
+            found = deviation(name, got[name], reference)
+            allowed = tolerance(name, made.precision)
+            if not found.relative <= allowed:
+                raise ParityError(
+                    f"graph {made.name}: {name}: relative deviation {found.relative:.1e} from FP32 exceeds "
+                    f"{allowed:.0e} ({made.precision}; largest |Δ| {found.largest:.1e})",
+                    cure="keep more of it in FP32 with --keep PATTERN; see docs/how-to/precision.md",
+                )
+            largest[name] = found.largest
+        return largest
+
+
+def _inputs(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
+    return {
+        name: array for name, array in read_reference(bundle, reference).items() if not name.startswith("expected.")
+    }
