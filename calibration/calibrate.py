@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -18,8 +19,9 @@ from ..contract import (
 )
 from ..errors import CalibrationError
 from ..runtime.bundle import Bundle
+from .cache import CachedRanges, cache_file, load_cached, ranges_key, store
 from .collect import BUDGET_BYTES, collect_histograms
-from .feeds import DecoderFeeds, PictureFeeds, graph_hash
+from .feeds import DecoderFeeds, Feeds, PictureFeeds, graph_hash
 from .observers import MaxObserver, Observer, observed_range
 from .ranges import GraphRanges, Range, Ranges
 from .survey import SurveyedPictures
@@ -58,9 +60,11 @@ class CalibrationConfig:
     tensors: ChooseTensors = product_inputs
     encoders: Mapping[tuple[GraphName, Size], Path] | None = None
     """.onnx files of the encoders whose outputs the decoder is given, as quantised ones; the bundle's by default."""
-    state: Path | None = None
-    """Folder where counts are kept; see collect_histograms."""
+    cache: Path | None = None
+    """Folder where counts and ranges are kept: what was found before is not looked for again, and a broken-off
+    calibration goes on. Nothing is kept without."""
     budget_bytes: int = BUDGET_BYTES
+    """See collect_histograms."""
     threads: int | None = None
 
 
@@ -70,19 +74,45 @@ def calibrate(
     config: CalibrationConfig,
     *,
     progress: Progress = lambda graph, done, total: None,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Ranges:
     """Observe a bundle's graphs on pictures.
+
+    Args:
+        bundle: has the graphs.
+        pictures: made by `survey`.
+        config: how.
+        progress: see Progress.
+        notice: called with one line for each graph whose ranges or counts were found in the cache.
 
     Raises:
         CalibrationError: see collect_histograms.
         BundleError: the bundle has not this precision.
     """
     precision = bundle.precisions[0] if config.precision is None else config.precision
+    for name in config.graphs:
+        if name not in CALIBRATED_GRAPHS:
+            raise CalibrationError(
+                f"graph {name}: is not calibrated", cure=f"choose from {', '.join(CALIBRATED_GRAPHS)}"
+            )
     found = []
     for size in bundle.sizes:
+        on_canvas = PictureFeeds(pictures, size, batch=bundle.manifest.batch)
         for name in config.graphs:
             record = bundle.graph(name, size, precision)
-            found.append(_calibrate_graph(bundle, record, pictures, config, progress))
+            label = name if len(bundle.sizes) == 1 else f"{name} {size}"
+            observation = _Observation(
+                file=bundle.file(record.file), graph=name, label=label, pictures=pictures, config=config, notice=notice
+            )
+            report = partial(progress, label)
+            if name != ADAB_DECODER:
+                sha256, ranges = observation.ranges(on_canvas, report)
+                found.append(GraphRanges(graph=name, size=size, sha256=sha256, ranges=ranges))
+                continue
+            encoders = _encoders(bundle, record, config)
+            with DecoderFeeds(on_canvas, encoders, threads=config.threads) as feeds:
+                sha256, ranges = observation.ranges(feeds, report)
+                found.append(GraphRanges(graph=name, size=size, sha256=sha256, fed_by=feeds.hashes, ranges=ranges))
     return Ranges(
         model=bundle.model.name,
         precision=precision,
@@ -93,37 +123,57 @@ def calibrate(
     )
 
 
-def _calibrate_graph(
-    bundle: Bundle, record: GraphRecord, pictures: SurveyedPictures, config: CalibrationConfig, progress: Progress
-) -> GraphRanges:
-    if record.name not in CALIBRATED_GRAPHS or record.size is None:
-        raise CalibrationError(
-            f"graph {record.name}: is not calibrated", cure=f"choose from {', '.join(CALIBRATED_GRAPHS)}"
-        )
-    file = bundle.file(record.file)
-    on_canvas = PictureFeeds(pictures, record.size, batch=bundle.manifest.batch)
-    label = str(record.name) if len(bundle.sizes) == 1 else f"{record.name} {record.size}"
+@dataclass(frozen=True, kw_only=True)
+class _Observation:
+    """One graph to be observed."""
 
-    def collected(feeds: PictureFeeds | DecoderFeeds) -> dict[str, Range]:
+    file: Path
+    graph: GraphName
+    label: str
+    pictures: SurveyedPictures
+    config: CalibrationConfig
+    notice: Callable[[str], None]
+
+    def ranges(self, feeds: Feeds, progress: Callable[[int, int], None]) -> tuple[str, dict[str, Range]]:
+        """The graph's hash, and its ranges."""
+        config, spelling = self.config, self.config.observer.spelling
+        sha256 = graph_hash(self.file)
+        tensors = list(dict.fromkeys(config.tensors(self.graph, onnx.load(self.file, load_external_data=False))))
+        key = ranges_key(sha256, tensors, feeds.identity, spelling)
+        if config.cache is not None:
+            cached = load_cached(config.cache, self.file.stem, key)
+            if cached is not None and list(cached) == tensors:
+                self.notice(
+                    f"graph {self.label}: ranges were found before: {cache_file(config.cache, self.file.stem, key)}"
+                )
+                return sha256, dict(cached)
         histograms = collect_histograms(
-            file,
-            config.tensors(record.name, onnx.load(file, load_external_data=False)),
+            self.file,
+            tensors,
             feeds,
-            name=label,
-            state=config.state,
+            name=self.label,
+            state=config.cache,
             budget_bytes=config.budget_bytes,
             threads=config.threads,
-            progress=lambda done, total: progress(label, done, total),
+            progress=progress,
+            notice=self.notice,
         )
-        return {tensor: observed_range(histogram, config.observer) for tensor, histogram in histograms.items()}
-
-    if record.name != ADAB_DECODER:
-        return GraphRanges(graph=record.name, size=record.size, sha256=graph_hash(file), ranges=collected(on_canvas))
-    with DecoderFeeds(on_canvas, _encoders(bundle, record, config), threads=config.threads) as feeds:
-        ranges = collected(feeds)
-        return GraphRanges(
-            graph=record.name, size=record.size, sha256=graph_hash(file), fed_by=feeds.hashes, ranges=ranges
-        )
+        ranges = {tensor: observed_range(histogram, config.observer) for tensor, histogram in histograms.items()}
+        if config.cache is not None:
+            store(
+                config.cache,
+                CachedRanges(
+                    key=key,
+                    graph=self.file.stem,
+                    graph_sha256=sha256,
+                    data=feeds.identity,
+                    pictures_from=self.pictures.source.name,
+                    pictures=tuple(record.name for record in self.pictures.records),
+                    observer=spelling,
+                    ranges=ranges,
+                ),
+            )
+        return sha256, ranges
 
 
 def _encoders(bundle: Bundle, decoder: GraphRecord, config: CalibrationConfig) -> dict[GraphName, Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import CalibrationError
 from ..runtime.threads import usable_cores
-from .counts import Counts, load_counts, save_counts
+from .counts import KEY_DIGITS, Counts, load_counts, save_counts
 from .feeds import Feeds, graph_hash
 from .histogram import BINS, Histogram, NotFiniteError
 from .observers import Observer, observed_range
@@ -26,8 +26,6 @@ BUDGET_BYTES = 1 << 30
 
 SAVE_EVERY = 8
 """Runs between two writes of the counts; a write takes some 0.1 s."""
-
-KEY_DIGITS = 24
 
 Progress = Callable[[int, int], None]
 """Called as progress(runs done, runs in all), over all passes."""
@@ -67,6 +65,7 @@ def collect_histograms(
     threads: int | None = None,
     save_every: int = SAVE_EVERY,
     progress: Progress = lambda done, total: None,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Histogram]:
     """Count tensors of a graph over all feeds.
 
@@ -81,6 +80,7 @@ def collect_histograms(
         threads: for ONNX Runtime and for counting; None lets both choose.
         save_every: runs between two writes of the counts.
         progress: see Progress.
+        notice: called with one line when earlier counts are taken up.
 
     Returns:
         Tensor name -> histogram, in the order given.
@@ -103,6 +103,8 @@ def collect_histograms(
         for chunk in tap.chunks([tensor for tensor in tensors if counts.done[tensor] == done], budget_bytes)
     ]
     total = sum(len(feeds) - done for done, _ in passes)
+    if any(counts.done.values()):
+        notice(f"graph {name}: {min(counts.done.values())} of {len(feeds)} runs were counted before")
     finished = 0
     progress(finished, total)
     with ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="ebseg-count") as pool:

@@ -13,6 +13,9 @@ import numpy as np
 from ..runtime.atomic_write import write_atomically
 from .histogram import BINS, Histogram
 
+KEY_DIGITS = 24
+"""Of a key's 64 in a file's name."""
+
 
 @dataclass(kw_only=True)
 class Counts:

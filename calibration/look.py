@@ -12,8 +12,9 @@ from ..runtime.picture import RGB
 SIDE = 16
 """Cells per side: 16 x 16 differences make 256 bits."""
 
-NEAR_BITS = 16
-"""Bits of 256 that may differ between two pictures of the same thing; unrelated ones differ in 128 on average."""
+NEAR_BITS = 40
+"""Bits of 256 that may differ between two copies of a picture. Measured on emoji scenes: JPEG of quality 50, or half or
+twice the size, changes at most 30; two scenes differ in 87 or more of 30,720 pairs, and in 126 in the middle."""
 
 FLAT_CONTRAST = 4.0
 """Standard deviation of brightness, of 255, below which a picture is too flat to have a look of its own."""

@@ -34,7 +34,7 @@ class GraphRanges(Record, frozen=True, kw_only=True):
     graph: GraphName
     size: Size | None
     sha256: str
-    """Of the graph that was observed, weights included; see collect.graph_hash."""
+    """Of the graph that was observed, weights included; see feeds.graph_hash."""
     fed_by: dict[GraphName, str] = msgspec.field(default_factory=dict)
     """Of the decoder: the encoders whose outputs it was given, by the same kind of hash."""
     ranges: dict[str, Range]
@@ -48,7 +48,7 @@ class PictureRecord(Record, frozen=True, kw_only=True):
     sha256: str
     """Of its pixels as RGB, not of its file."""
     look: str
-    """coverage.look_of: 256 bits that hardly change when the picture is resized or compressed."""
+    """look.look_of: 256 bits that hardly change when the picture is resized or compressed."""
 
 
 class Ranges(Record, frozen=True, kw_only=True):
