@@ -22,6 +22,7 @@ PROVIDERS = {
     "CPUExecutionProvider": "pip install 'ebseg-deploy[cpu]'",
     "CUDAExecutionProvider": "with an NVIDIA GPU: pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]'",
     "TensorrtExecutionProvider": "with an NVIDIA GPU: the line above, and pip install tensorrt-cu12",
+    "NvTensorRTRTXExecutionProvider": "with an RTX GPU: an ONNX Runtime built with --use_nv_tensorrt_rtx",
 }
 ENGINES = {
     "tensorrt": "with an NVIDIA GPU: pip install tensorrt-cu12; on Jetson it comes with JetPack",

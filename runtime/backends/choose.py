@@ -8,7 +8,8 @@ from ...contract import ENGINE_TARGETS
 from ...errors import BackendError
 from .base import Backend
 from .fake import FakeBackend
-from .onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend, load_onnxruntime
+from .onnxruntime_backend import OnnxRuntimeBackend, load_onnxruntime
+from .onnxruntime_providers import PROVIDERS, parse_provider
 from .tensorrt_backend import TensorRtBackend
 
 BACKEND_NAMES = (
@@ -29,9 +30,9 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
 
     Args:
         name: one of BACKEND_NAMES; "tensorrt:FOLDER" or "tensorrt-rtx:FOLDER" for engines that do not lie in the
-            bundle. "auto" takes ONNX Runtime's CUDA provider when it is installed and the machine
-            has an NVIDIA GPU, else ONNX Runtime on the CPU; the backend's `reason` says which and why. Engines are
-            never picked by themselves: they have to be built first.
+            bundle; "onnxruntime:cuda,device_id=1" gives an ONNX Runtime provider options. "auto" takes ONNX Runtime's
+            CUDA provider when it is installed and the machine has an NVIDIA GPU, else ONNX Runtime on the CPU; the
+            backend's `reason` says which and why. Engines are never picked by themselves: they have to be built first.
         threads: threads inside one operator on the CPU; None leaves it to the engine.
 
     Raises:
@@ -46,9 +47,10 @@ def open_backend(name: str = "auto", *, threads: int | None = None) -> Backend:
     for target in ENGINE_TARGETS:
         if engine == target:
             return TensorRtBackend(target, engines=Path(provider) if provider else None)
+    provider, options = parse_provider(provider)
     if engine != "onnxruntime" or (provider and provider not in PROVIDERS):
         raise BackendError(f"backend {name!r}: no such backend", cure=f"choose from {', '.join(BACKEND_NAMES)}")
-    return OnnxRuntimeBackend(provider or "cpu", threads=threads)
+    return OnnxRuntimeBackend(provider or "cpu", threads=threads, options=options)
 
 
 def _choose_provider() -> tuple[str, str]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...contract import DType, GraphSpec, TensorSpec
+import numpy as np
+
+from ...contract import DType, GraphRecord, GraphSpec, TensorSpec
 from ...errors import BackendError
-from .base import Array, Backend, OpenGraph
+from ..gpu_host import GpuHost, find_gpu
+from .base import Array, Backend, LoadedGraph, OpenGraph, ResidentTensor, Tensor
+from .onnxruntime_providers import (
+    FALL_BACKS,
+    INSTALL,
+    PROVIDERS,
+    Options,
+    computes_in_tf32,
+    engine_cache_folder,
+    provider_options,
+)
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-}
-"""The part of a backend's name after the colon -> ONNX Runtime's name."""
-
-INSTALL = {
-    "cpu": "pip install 'ebseg-deploy[cpu]'",
-    "cuda": "pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]'",
-    "tensorrt": "pip uninstall -y onnxruntime && pip install 'ebseg-deploy[gpu]' tensorrt-cu12",
-    "nv-tensorrt-rtx": "install an ONNX Runtime built with --use_nv_tensorrt_rtx; see docs/how-to/choose-a-backend.md",
-}
+if TYPE_CHECKING:
+    from ..bundle import Bundle
 
 _DTYPES: dict[str, DType] = {
     "tensor(uint8)": "uint8",
@@ -41,6 +41,9 @@ class OnnxRuntimeBackend(Backend):
         provider: a key of PROVIDERS.
         threads: threads inside one operator; None leaves it to ONNX Runtime, which takes one per physical core.
         spinning: let idle threads spin during a run; for a machine that does nothing else.
+        options: of the provider, as ONNX Runtime documents them; they hold against those this class sets.
+        io_binding: keep tensors on the provider's device from graph to graph; by default on a GPU only, where they
+            would be copied otherwise.
         reason: why this backend was picked.
 
     Raises:
@@ -53,6 +56,8 @@ class OnnxRuntimeBackend(Backend):
         *,
         threads: int | None = None,
         spinning: bool = False,
+        options: Options | None = None,
+        io_binding: bool | None = None,
         reason: str = "asked for by name",
     ) -> None:
         super().__init__("onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}", reason=reason)
@@ -69,21 +74,34 @@ class OnnxRuntimeBackend(Backend):
             )
         if threads is not None and threads < 1:
             raise BackendError(f"backend {self.name}: {threads} threads", cure="give 1 or more")
+        self.options = dict(options or {})
+        device = self.options.get("device_id", "0")
+        if not device.isdecimal():
+            raise BackendError(f"backend {self.name}: device_id {device!r}", cure="give a GPU's number: 0, 1, …")
         self.provider = provider
         self.threads = threads
         self.spinning = spinning
+        self.io_binding = provider != "cpu" if io_binding is None else io_binding
+        self._device = ("cpu" if provider == "cpu" else "cuda", int(device))
+        """ONNX Runtime's name and number of where tensors lie."""
+        self._hashes: dict[Path, str] = {}
+        """Of a bundle's graph files and their weights."""
 
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
         if not file.is_file():
             raise BackendError(f"graph {name}: no file {file}", cure="give the path of an .onnx file")
-        providers = list(dict.fromkeys((PROVIDERS[self.provider], PROVIDERS["cpu"])))
         try:
             # By path, not by bytes: ONNX Runtime then maps external weights instead of copying them.
-            session = self._ort.InferenceSession(str(file), self._options(), providers=providers)
+            session = self._ort.InferenceSession(
+                str(file),
+                self._session_options(),
+                providers=[PROVIDERS[each] for each in self._fall_backs()],
+                provider_options=self._provider_options(file),
+            )
         except Exception as error:
             raise BackendError(
                 f"graph {name}: {self.name} refused {file}: {one_line(error)}",
-                cure="check the file with `ebseg verify`, or export it again",
+                cure="check the file with `ebseg verify`, and the provider's options, or export it again",
             ) from error
         used = session.get_providers()[0]
         if used != PROVIDERS[self.provider]:
@@ -97,7 +115,40 @@ class OnnxRuntimeBackend(Backend):
             outputs=tuple(_tensor(name, each) for each in session.get_outputs()),
         )
 
-    def _options(self) -> Any:
+    def graph_file(self, bundle: Bundle, record: GraphRecord) -> Path:
+        path = super().graph_file(bundle, record)
+        files = [file for file in (record.file, record.weights) if file is not None]
+        self._hashes[path] = " ".join(bundle.manifest.files[file].sha256 for file in files)
+        return path
+
+    def gpu_host(self) -> GpuHost | None:
+        if self.provider == "cpu":
+            return None
+        version = f"ONNX Runtime {self._ort.__version__}"
+        if self.provider != "cuda":
+            version = f"{_installed_tensorrt(self.provider)}, {version}"
+        return find_gpu(self._device[1], engine=self.name, engine_version=version)
+
+    def loaded(self, graph: OpenGraph) -> LoadedGraph:
+        self._check_open(graph)
+        return LoadedGraph(tf32=computes_in_tf32(self.provider, self.options))
+
+    def _fall_backs(self) -> list[str]:
+        """The provider and those it may give nodes to, as far as this ONNX Runtime has them."""
+        available = self._ort.get_available_providers()
+        return [each for each in FALL_BACKS[self.provider] if each == self.provider or PROVIDERS[each] in available]
+
+    def _provider_options(self, file: Path) -> list[dict[str, str]]:
+        engines = None
+        host = self.gpu_host() if self.provider not in ("cpu", "cuda") else None
+        if host is not None and file in self._hashes:
+            engines = engine_cache_folder(self._hashes[file], host, self.options)
+            engines.mkdir(parents=True, exist_ok=True)
+        options = provider_options(self.provider, self.options, engine_cache=engines)
+        kept = self._fall_backs()
+        return [each for name, each in zip(FALL_BACKS[self.provider], options, strict=True) if name in kept]
+
+    def _session_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # errors only: its warnings about provider choice mean nothing to users
@@ -117,10 +168,42 @@ class OnnxRuntimeBackend(Backend):
         try:
             return dict(zip(names, graph.session.run(names, dict(inputs)), strict=True))
         except Exception as error:
-            raise BackendError(
-                f"graph {graph.name}: {self.name} failed: {one_line(error)}",
-                cure="check memory with `ebseg doctor` and the bundle with `ebseg verify`",
-            ) from error
+            raise self._failed(graph, error) from error
+
+    def _run_resident_impl(self, graph: OpenGraph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self.io_binding:
+            return super()._run_resident_impl(graph, inputs)
+        values = {name: self._on_device(tensor) for name, tensor in inputs.items()}
+        try:
+            binding = graph.session.io_binding()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for tensor in graph.spec.outputs:
+                binding.bind_output(tensor.name, *self._device)
+            graph.session.run_with_iobinding(binding)  # waits for the device
+            found = binding.get_outputs()
+        except Exception as error:
+            raise self._failed(graph, error) from error
+        return {
+            tensor.name: ResidentTensor(dtype=np.dtype(tensor.dtype), shape=tuple(value.shape()), value=value)
+            for tensor, value in zip(graph.spec.outputs, found, strict=True)
+        }
+
+    def _on_device(self, tensor: Tensor) -> Any:
+        """ONNX Runtime's own object for a tensor, on the device; no copy of one that is there, or on the CPU."""
+        if isinstance(tensor, ResidentTensor):
+            return tensor.value
+        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor), *self._device)
+
+    def _fetch_impl(self, tensor: ResidentTensor) -> Array:
+        array: Array = tensor.value.numpy()
+        return array
+
+    def _failed(self, graph: OpenGraph, error: Exception) -> BackendError:
+        return BackendError(
+            f"graph {graph.name}: {self.name} failed: {one_line(error)}",
+            cure="check memory with `ebseg doctor` and the bundle with `ebseg verify`",
+        )
 
 
 def load_onnxruntime(provider: str = "cpu") -> ModuleType:
@@ -136,6 +219,19 @@ def load_onnxruntime(provider: str = "cpu") -> ModuleType:
             f"backend onnxruntime: {one_line(error)}", cure=INSTALL.get(provider, INSTALL["cpu"])
         ) from error
     return onnxruntime  # type: ignore[no-any-return]
+
+
+def _installed_tensorrt(provider: str) -> str:
+    """Release of the TensorRT that a provider loads, as far as pip knows it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    kind = "tensorrt-rtx" if provider == "nv-tensorrt-rtx" else "tensorrt"
+    for name in (kind, f"{kind}-cu12", f"{kind}-cu13"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "TensorRT of unknown release"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
