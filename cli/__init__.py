@@ -21,7 +21,9 @@ from .lazy import LazyGroup, LazyVerb
 VERBS = {
     "demo": LazyVerb("ebseg_deploy.cli.demo", "See a photo go through a full-size model, from weights to label map."),
     "export": LazyVerb("ebseg_deploy.cli.export", "Turn a checkpoint into a bundle of ONNX graphs."),
+    "calibrate": LazyVerb("ebseg_deploy.cli.calibrate", "Find the ranges of a bundle's activations on pictures."),
     "quantize": LazyVerb("ebseg_deploy.cli.quantize", "Make a bundle of another precision: FP16, BF16."),
+    "merge": LazyVerb("ebseg_deploy.cli.merge", "Make one ONNX graph of a bundle's graphs, for hosts that want one."),
     "build": LazyVerb("ebseg_deploy.cli.build", "Build TensorRT engines from a bundle's graphs."),
     "vocab": LazyVerb("ebseg_deploy.cli.vocab", "Build, change and list vocabularies."),
     "segment": LazyVerb("ebseg_deploy.cli.segment", "Label the pixels of pictures with the words of a vocabulary."),

@@ -139,8 +139,8 @@ def _compose(bundle: Bundle, records: Sequence[GraphRecord], spec: GraphSpec) ->
 
 def _rename(graph: ir.Graph, prefix: str) -> None:
     """Put the prefix before the names of nodes, values and weights."""
-    for node in graph.all_nodes():
-        node.name = f"{prefix}{node.name}"
+    for i, node in enumerate(graph.all_nodes()):
+        node.name = f"{prefix}{node.name or f'{node.op_type}_{i}'}"
         for value in node.outputs:
             value.name = f"{prefix}{value.name}"
     for value in list(graph.initializers.values()):
