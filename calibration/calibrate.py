@@ -13,6 +13,7 @@ from ..contract import (
     ADAB_DECODER,
     CLIP_IMAGE_ENCODER,
     SAM_IMAGE_ENCODER,
+    SIZED_GRAPHS,
     GraphName,
     GraphRecord,
     Size,
@@ -26,18 +27,16 @@ from .observers import MaxObserver, Observer, observed_range
 from .ranges import GraphRanges, Range, Ranges
 from .survey import SurveyedPictures
 
-CALIBRATED_GRAPHS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, ADAB_DECODER)
-"""Graphs that pictures pass through up to a product that is worth quantising; the head is 0.1 % of the work."""
-
-ChooseTensors = Callable[[GraphName, onnx.ModelProto], Sequence[str]]
-"""Which tensors of a graph to observe; the model comes without the content of its weights."""
+ChooseTensors = Callable[[GraphName, Path], Sequence[str]]
+"""Which tensors to observe, from a graph's name and .onnx file."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(graph, runs done, runs in all)."""
 
 
-def product_inputs(graph: GraphName, model: onnx.ModelProto) -> list[str]:
+def product_inputs(graph: GraphName, file: Path) -> list[str]:
     """The activations that enter a product with weights: MatMul, Gemm or Conv, one of whose factors is a weight."""
+    model = onnx.load(file, load_external_data=False)
     weights = {weight.name for weight in model.graph.initializer}
     found = [
         factor
@@ -54,7 +53,8 @@ class CalibrationConfig:
     """How to calibrate."""
 
     observer: Observer = field(default_factory=MaxObserver)
-    graphs: tuple[GraphName, ...] = CALIBRATED_GRAPHS
+    graphs: tuple[GraphName, ...] = SIZED_GRAPHS
+    """Of SIZED_GRAPHS: of the others, the head is 0.1 % of the work and the text encoder sees no picture."""
     precision: str | None = None
     """Which of the bundle's precisions is observed; its first by default."""
     tensors: ChooseTensors = product_inputs
@@ -91,10 +91,8 @@ def calibrate(
     """
     precision = bundle.precisions[0] if config.precision is None else config.precision
     for name in config.graphs:
-        if name not in CALIBRATED_GRAPHS:
-            raise CalibrationError(
-                f"graph {name}: is not calibrated", cure=f"choose from {', '.join(CALIBRATED_GRAPHS)}"
-            )
+        if name not in SIZED_GRAPHS:
+            raise CalibrationError(f"graph {name}: is not calibrated", cure=f"choose from {', '.join(SIZED_GRAPHS)}")
     found = []
     for size in bundle.sizes:
         on_canvas = PictureFeeds(pictures, size, batch=bundle.manifest.batch)
@@ -138,7 +136,7 @@ class _Observation:
         """The graph's hash, and its ranges."""
         config, spelling = self.config, self.config.observer.spelling
         sha256 = graph_hash(self.file)
-        tensors = list(dict.fromkeys(config.tensors(self.graph, onnx.load(self.file, load_external_data=False))))
+        tensors = list(dict.fromkeys(config.tensors(self.graph, self.file)))
         key = ranges_key(sha256, tensors, feeds.identity, spelling)
         if config.cache is not None:
             cached = load_cached(config.cache, self.file.stem, key)

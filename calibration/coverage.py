@@ -115,12 +115,13 @@ class Overlap:
         return bool(self.same or self.near)
 
     def __str__(self) -> str:
-        pair = (*self.same, *self.near)[0]
-        kinds = ((self.same, "the same as"), (self.near, "copies of"))
-        said = " and ".join(f"{len(pairs)} {word} calibration pictures" for pairs, word in kinds if pairs)
+        found = len(self.same) + len(self.near)
+        if not found:
+            return f"none of {self.evaluated} evaluation pictures was calibrated on"
+        calibrated, evaluated = (*self.same, *self.near)[0]
         return (
-            f"of {self.evaluated} evaluation pictures {said} ({pair[1]} is {pair[0]}): "
-            "accuracy on them flatters the calibration"
+            f"{found} of {self.evaluated} evaluation pictures were calibrated on, {len(self.near)} of them as a resized "
+            f"or compressed copy (first: {evaluated}, calibrated on as {calibrated}); accuracy on them is too good"
         )
 
 
