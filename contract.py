@@ -212,6 +212,9 @@ class ComputeRecord(Record, frozen=True, kw_only=True):
     """Type of whatever is neither kept nor quantised."""
     quantised: QuantisedType | None = None
     """Type of the products between Q/DQ pairs."""
+    dynamic: bool = False
+    """Whether ONNX Runtime's own operators find the ranges of activations, in place of Q/DQ pairs: no engine takes
+    such a graph."""
     kept: tuple[KeptRecord, ...] = ()
     casts: int = 0
     """Cast nodes that stand on the borders of islands and of the graph."""

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from ..contract import FloatType, QuantisedType
 from ..errors import CalibrationError, ExportError
-from ..export.precision.recipes import GraphRecipe, Keep
-from .quantize_products import Product, macs_share, products
-from .quantize_weights import LARGEST, ONNX, Array, along, channel_amax, quantised, scale_for
+from ..export.precision.recipes import GraphRecipe
+from .quantize_products import Product, products
+from .quantize_weights import ONNX, Array, along, channel_amax, quantised, scale_for
 from .ranges import Range
 
 QDQ_OPSET = 19
@@ -54,14 +54,15 @@ class Quantisation:
         return self.quantised_macs / self.macs if self.macs else 0.0
 
 
-def to_quantise(model: ir.Model, keep: Sequence[Keep]) -> list[Product]:
-    """The products of a graph that no keep names."""
-    return [product for product in products(model) if keep_of(product.name, keep) is None]
+ATTENTION = "attention: in the base type engines fuse it to one kernel, in INT8 they do not"
 
 
-def keep_of(node: str, keep: Sequence[Keep]) -> Keep | None:
-    """The first keep that names a node."""
-    return next((each for each in keep if each.matches(node)), None)
+def reason_to_keep(product: Product, recipe: GraphRecipe) -> str | None:
+    """Why a recipe leaves a product as it is; None if it is to be quantised."""
+    found = next((keep for keep in recipe.keep if keep.matches(product.name)), None)
+    if found is not None:
+        return found.reason
+    return ATTENTION if product.kind == "attention" and not recipe.attention else None
 
 
 def activations_to_calibrate(model: ir.Model, recipe: GraphRecipe) -> list[str]:
@@ -70,7 +71,8 @@ def activations_to_calibrate(model: ir.Model, recipe: GraphRecipe) -> list[str]:
         return []
     names = (
         product.activation(index).name or ""
-        for product in to_quantise(model, recipe.keep)
+        for product in products(model)
+        if reason_to_keep(product, recipe) is None
         for index in product.activations
     )
     return list(dict.fromkeys(names))
@@ -91,7 +93,8 @@ def insert_qdq(model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range]
     assert recipe.quantised is not None
     refuse_quantised(model)
     everything = products(model)
-    chosen = to_quantise(model, recipe.keep)
+    reasons = {product.name: reason_to_keep(product, recipe) for product in everything}
+    chosen = [product for product in everything if reasons[product.name] is None]
     _check_ranges(chosen, ranges)
     writer = _PairWriter(model, recipe.quantised, recipe.base)
     for product in chosen:
@@ -103,11 +106,14 @@ def insert_qdq(model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range]
             product.node.replace_input_with(product.weight, writer.weight(product))
     writer.drop_unused()
     model.opset_imports[""] = max(QDQ_OPSET, model.opset_imports[""])
-    names = {product.name for product in chosen}
     return Quantisation(
         to=recipe.quantised,
         nodes=tuple(product.name for product in chosen),
-        kept=tuple(_kept(product, recipe.keep) for product in everything if product.name not in names),
+        kept=tuple(
+            KeptProduct(node=product.name, macs=product.macs, reason=reason)
+            for product in everything
+            if (reason := reasons[product.name]) is not None
+        ),
         macs=sum(product.macs for product in everything),
         quantised_macs=sum(product.macs for product in chosen),
     )
@@ -137,12 +143,6 @@ def _check_ranges(chosen: Sequence[Product], ranges: Mapping[str, Range]) -> Non
                     f"node {product.name}: range of its input {name!r} is {ranges[name].amax}",
                     cure="calibrate the graph again",
                 )
-
-
-def _kept(product: Product, keep: Sequence[Keep]) -> KeptProduct:
-    found = keep_of(product.name, keep)
-    assert found is not None
-    return KeptProduct(node=product.name, macs=product.macs, reason=found.reason)
 
 
 class _PairWriter:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..export.precision.recipes import Keep
-from .quantize import KeptProduct, Quantisation, keep_of, refuse_quantised
+from ..export.precision.recipes import GraphRecipe
+from .quantize import KeptProduct, Quantisation, reason_to_keep, refuse_quantised
 from .quantize_products import Product, products
 from .quantize_weights import Array, along, channel_amax, quantised, scale_for
 
@@ -29,7 +29,7 @@ STRIP_BYTES = 16 << 20
 """Attention scores made at a time. 12 heads of 1600x1600 tokens are 123 MB; in strips they took half the time."""
 
 
-def quantise_for_cpu(model: ir.Model, keep: Sequence[Keep] = ()) -> Quantisation:
+def quantise_for_cpu(model: ir.Model, recipe: GraphRecipe) -> Quantisation:
     """Turn linear layers and attention scores of an FP32 graph into INT8, in place.
 
     Raises:
@@ -42,8 +42,7 @@ def quantise_for_cpu(model: ir.Model, keep: Sequence[Keep] = ()) -> Quantisation
     done: list[Product] = []
     kept: list[KeptProduct] = []
     for product in everything:
-        found = keep_of(product.name, keep)
-        reason = found.reason if found else rewriter.rewrite(product)
+        reason = reason_to_keep(product, recipe) or rewriter.rewrite(product)
         if reason is None:
             done.append(product)
         else:
@@ -112,7 +111,9 @@ class _Rewriter:
 
     def _weight(self, product: Product) -> tuple[ir.Value, ir.Value, ir.Value]:
         value = product.node.inputs[1]
-        assert value is not None and value.const_value is not None and product.weight_axis is not None
+        assert value is not None
+        assert value.const_value is not None
+        assert product.weight_axis is not None
         name = value.name or ""
         if name not in self._weights:
             weight = value.const_value.numpy()

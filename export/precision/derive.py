@@ -172,6 +172,7 @@ def _derive_graph(
         compute=ComputeRecord(
             base=graph_recipe.base,
             quantised=graph_recipe.quantised,
+            dynamic=graph_recipe.dynamic,
             kept=done.kept,
             casts=done.casts,
             emulated=config.emulate,

@@ -46,6 +46,11 @@ class GraphRecipe:
 
     base: FloatType = "fp32"
     quantised: QuantisedType | None = None
+    """Type of its products of activations and weights."""
+    attention: bool = False
+    """Quantise the products of attention too: activations times activations."""
+    dynamic: bool = False
+    """Find the ranges of activations as they come, by operators of ONNX Runtime's own: no pictures, no engine."""
     keep: tuple[Keep, ...] = ()
 
 
@@ -66,7 +71,7 @@ class Recipe:
     @property
     def needs_pictures(self) -> bool:
         """Whether ranges have to be measured on pictures before it can be carried out."""
-        return any(graph.quantised for graph in self.graphs.values())
+        return any(graph.quantised and not graph.dynamic for graph in self.graphs.values())
 
     def keeping(self, *keeps: Keep) -> Recipe:
         """The same recipe with further nodes kept, in every graph that has nodes of such names."""
@@ -112,7 +117,79 @@ def _half(base: FloatType, summary: str) -> Recipe:
 FP16 = _half("fp16", "FP16 with islands of FP32: half the size, tensor cores on every NVIDIA GPU since 2018")
 BF16 = _half("bf16", "BF16 with islands of FP32: FP32's range with 8 bits of mantissa; compute capability 8.0 and up")
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in (FP16, BF16)})
+PATCHES = "3 input channels: INT8 kernels take 4 or 32 at a time; 1 % of the work (nano: 5 %)"
+TABLES = "constant tables of relative positions, batched: no engine quantises them; 0.4 % of the work"
+
+
+def _not_quantised(base: FloatType) -> tuple[Keep, ...]:
+    """Products of the encoders that stay in the base type of a quantised graph."""
+    return (
+        Keep(pattern="trunk.conv1/Conv", reason=PATCHES, precision=base),
+        Keep(pattern="backbone.patch_embed.proj/Conv", reason=PATCHES, precision=base),
+        Keep(pattern="attentions.*/MatMul", reason=TABLES, precision=base),
+        Keep(pattern="attentions.*/MatMul_2", reason=TABLES, precision=base),
+    )
+
+
+def _quantised(name: str, to: QuantisedType, summary: str, *, attention: bool, graphs: tuple[GraphName, ...]) -> Recipe:
+    """FP16 with some graphs quantised."""
+
+    def graph_recipe(graph: GraphName) -> GraphRecipe:
+        half = FP16.graphs[graph]
+        if graph not in graphs:
+            return half
+        return replace(half, quantised=to, attention=attention, keep=(*half.keep, *_not_quantised("fp16")))
+
+    return Recipe(
+        name=name, summary=summary, graphs=MappingProxyType({graph: graph_recipe(graph) for graph in GRAPH_NAMES})
+    )
+
+
+ENCODERS: tuple[GraphName, ...] = (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
+
+INT8 = _quantised(
+    "int8", "int8", "INT8 encoders with their attention, FP16 for the rest", attention=True, graphs=ENCODERS
+)
+INT8_LINEAR = _quantised(
+    "int8-linear",
+    "int8",
+    "INT8 linear layers in the encoders; attention stays FP16, where engines fuse it",
+    attention=False,
+    graphs=ENCODERS,
+)
+INT8_ALL = _quantised(
+    "int8-all",
+    "int8",
+    "INT8 encoders and decoder: an experiment, see docs/how-to/precision.md",
+    attention=True,
+    graphs=(*ENCODERS, ADAB_DECODER),
+)
+FP8 = _quantised(
+    "fp8",
+    "fp8",
+    "FP8 (E4M3) linear layers in the encoders, FP16 for the rest; compute capability 8.9 and up",
+    attention=False,
+    graphs=ENCODERS,
+)
+INT8_CPU = Recipe(
+    name="int8-cpu",
+    summary="INT8 encoders in ONNX Runtime's own operators, FP32 for the rest: for CPUs with VNNI; needs no pictures",
+    graphs=MappingProxyType(
+        {
+            graph: GraphRecipe(
+                quantised="int8" if graph in ENCODERS else None,
+                attention=graph in ENCODERS,
+                dynamic=graph in ENCODERS,
+                keep=_not_quantised("fp32") if graph in ENCODERS else (),
+            )
+            for graph in GRAPH_NAMES
+        }
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {recipe.name: recipe for recipe in (FP16, BF16, INT8, INT8_LINEAR, INT8_ALL, FP8, INT8_CPU)}
+)
 
 
 def recipe_named(name: str) -> Recipe:
