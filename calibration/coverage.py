@@ -120,7 +120,7 @@ class Overlap:
             return f"none of {self.evaluated} evaluation pictures was calibrated on"
         calibrated, evaluated = (*self.same, *self.near)[0]
         return (
-            f"{found} of {self.evaluated} evaluation pictures were calibrated on, {len(self.near)} of them as a resized "
+            f"{found} of {self.evaluated} evaluation pictures were calibrated on, {len(self.near)} as a resized "
             f"or compressed copy (first: {evaluated}, calibrated on as {calibrated}); accuracy on them is too good"
         )
 
