@@ -40,7 +40,8 @@ MOST_CLASSES = 6
 @click.option("--output-size", callback=parse_size, metavar="HxW", help="Size of label maps; the picture's by default.")
 @engine_options
 @overlap_option
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable results on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable results on stdout, when all are done.")
+@click.option("--json-lines", is_flag=True, help="Each picture's result as a line of JSON on stdout, when it is done.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -59,6 +60,7 @@ def command(
     sentinel: bool,
     overlap: bool,
     as_json: bool,
+    json_lines: bool,
 ) -> None:
     """Label every pixel of IMAGES with a class of a vocabulary.
 
@@ -68,13 +70,15 @@ def command(
 
     A picture that cannot be used is named on stderr, the others are done, and the exit code is 1.
     """
+    if as_json and json_lines:
+        raise click.UsageError("give one of --json and --json-lines")
     pictures = find_pictures(images)
     words = vocabulary_source(vocabulary_file, classes, dataset)
     prepare_output_folder(output)
 
     from ..runtime.segmenter import Segmenter
     from .progress import progress_bar
-    from .tables import print_json
+    from .tables import print_json, print_json_line
 
     failed: dict[Path, str] = {}
     entries: list[dict[str, Any]] = []
@@ -93,10 +97,14 @@ def command(
                 if isinstance(outcome, InputError):
                     failed[picture] = describe_failure(picture, outcome)
                     click.echo(f"error: {failed[picture]}", err=True)
+                    if json_lines:
+                        print_json_line({"picture": str(picture), "error": failed[picture]})
                 else:
                     files = outcome.save(output, stems[picture], overlay=overlay)
                     entries.append(_entry(picture, outcome, files, seconds))
-                    if not as_json:
+                    if json_lines:
+                        print_json_line(entries[-1])
+                    elif not as_json:
                         click.echo(_line(picture, outcome, files, seconds))
                 report(len(entries) + len(failed), len(pictures))
         if as_json:

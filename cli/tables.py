@@ -51,6 +51,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
+def print_json_line(value: Any) -> None:
+    """JSON on one line of stdout, sent off at once: whoever reads a pipe has it while the next is computed."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False), flush=True)
+
+
 def bytes_text(count: float) -> str:
     """`count` bytes for people: 1.2 GiB, 340 MiB, 12 KiB, 7 B."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

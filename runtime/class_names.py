@@ -157,14 +157,14 @@ def check_classes(entries: Iterable[ClassEntry], *, where: str = "vocabulary") -
     return tuple(checked)
 
 
-def refuse_duplicates(names: Iterable[str], *, where: str) -> None:
+def refuse_duplicates(names: Iterable[str], *, where: str, cure: str = "keep one of each") -> None:
     """Raise VocabularyError if two names differ in case and spaces alone; the error lists them."""
     counts = Counter(name_key(name) for name in names)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         more = f" and {len(twice) - LISTED} more" if len(twice) > LISTED else ""
         listed = ", ".join(repr(name) for name in twice[:LISTED])
-        raise VocabularyError(f"{where}: the same name more than once: {listed}{more}", cure="keep one of each")
+        raise VocabularyError(f"{where}: the same name more than once: {listed}{more}", cure=cure)
 
 
 def name_key(name: str) -> str:

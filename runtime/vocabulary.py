@@ -159,7 +159,8 @@ class Vocabulary:
                 first.setdefault(name_key(name), place)
             chosen = list(first.values())
         else:
-            refuse_duplicates(names, where="vocabularies")
+            cure = "remove one of each, or keep the first: `ebseg vocab merge --keep-first`, in Python keep_first=True"
+            refuse_duplicates(names, where="vocabularies", cure=cure)
         synonyms = [words for part in parts for words in part.synonyms]
         return replace(
             self,

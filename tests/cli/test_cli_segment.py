@@ -86,6 +86,43 @@ def test_encoders_one_after_the_other_and_no_sentinel_if_asked(
     assert made == [{"overlap": True, "sentinel": True, **options}]
 
 
+def test_a_line_of_json_for_each_picture_as_it_is_done(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    other = picture.with_name("other.png")
+    other.write_bytes(picture.read_bytes())
+    done: list[int] = []
+    save = Segmentation.save
+
+    def note(self: Segmentation, *arguments: object, **options: object) -> dict[str, Path]:
+        done.append(len(printed))
+        return save(self, *arguments, **options)
+
+    printed: list[str] = []
+    monkeypatch.setattr("ebseg_deploy.cli.tables.print", lambda line, flush: printed.append(line), raising=False)
+    monkeypatch.setattr(Segmentation, "save", note)
+    pictures = (picture, broken, other)
+    outcome = run("segment", tiny_bundle, *pictures, "--classes", CLASSES, "-o", tmp_path / "out", "--json-lines")
+    assert outcome.exit_code == 1
+    assert outcome.stdout == ""
+    first, second, third = (json.loads(line) for line in printed)
+    assert done == [0, 2], "a picture's line comes before the next picture is written"
+    assert not any("\n" in line for line in printed)
+    assert (first["picture"], third["picture"]) == (str(picture), str(other))
+    assert Path(first["labels"]).is_file()
+    assert first["classes"] == third["classes"]
+    assert second["picture"] == str(broken)
+    assert "broken.png" in second["error"]
+
+
+def test_json_and_json_lines_together(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    outcome = run("segment", tiny_bundle, picture, "--classes", CLASSES, "-o", tmp_path, "--json", "--json-lines")
+    assert outcome.exit_code == 2
+    assert "give one of --json and --json-lines" in outcome.stderr
+
+
 def test_beyond_256_classes_labels_have_sixteen_bits(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"thing {i}" for i in range(300)))

@@ -141,7 +141,8 @@ def test_remove(run: Run, pets: Path) -> None:
 
 def test_merge(run: Run, pets: Path, tiny_bundle: Path) -> None:
     run("build", tiny_bundle, "--classes", "dog, cat, cats, foxes", "-o", "more.safetensors")
-    failed(run("merge", pets, "more.safetensors", "-o", "all.safetensors"), "more than once: 'cat'")
+    twice = run("merge", pets, "more.safetensors", "-o", "all.safetensors")
+    failed(twice, "more than once: 'cat'", "`ebseg vocab merge --keep-first`")
     outcome = run("merge", pets, "more.safetensors", "--keep-first", "--json", "-o", "all.safetensors")
     assert Vocabulary.load("all.safetensors").names == ("cat", "red fox", "dog", "cats", "foxes")
     assert [warning[:16] for warning in json.loads(outcome.stdout)["warnings"]] == ["'cat' and 'cats'"]
