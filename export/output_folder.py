@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import os
+import platform
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ExportError
+
+STALE_SECONDS = 24 * 3600
+"""A partial folder of another machine or container is left alone for as long; whether its run lives cannot be seen."""
+_NAME_LETTERS = 100
 
 
 @contextlib.contextmanager
@@ -16,20 +25,18 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
     """Yield an empty folder beside `target`; it takes the target's name when the block ends well.
 
     After an error or Ctrl-C nothing is left, and a folder that was there before is as it was. What a killed run left
-    behind is cleared by the next one.
+    behind is cleared by the next one. Several runs may have one target: none sees another's files, and without
+    `overwrite` the first to end has it.
 
     Raises:
         ExportError: the target exists and `overwrite` is False, cannot be written, or the disk is too small.
     """
     target = Path(os.path.abspath(target))
-    if os.path.exists(target) and not overwrite:  # unlike Path.exists, False for a name no disk can hold
-        raise ExportError(f"output {target} exists", cure="give --overwrite, or another -o")
-    if os.path.exists(target) and not (target.is_dir() and (target / "bundle.json").is_file()):
-        raise ExportError(f"output {target} exists and is not a bundle", cure="give another -o")
-    partial = target.with_name(f".{target.name}.partial")
-    previous = target.with_name(f".{target.name}.previous")
+    own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    partial, previous = _beside(target, "partial", own), _beside(target, "previous", own)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear_leftovers(target)
+        _check_target(target, overwrite)
         partial.mkdir(parents=True)
         free = shutil.disk_usage(partial).free
         if free < needed_bytes:
@@ -38,8 +45,8 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
                 cure="free some space, or give -o on another disk",
             )
         yield partial
+        _check_target(target, overwrite)  # again: another run may have been faster
         if os.path.exists(target):
-            shutil.rmtree(previous, ignore_errors=True)
             target.rename(previous)
         partial.rename(target)
     except OSError as error:
@@ -52,3 +59,45 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
             previous.rename(target)
         shutil.rmtree(previous, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if os.path.exists(target) and not overwrite:  # unlike Path.exists, False for a name no disk can hold
+        raise ExportError(f"output {target} exists", cure="give --overwrite, or another -o")
+    if os.path.exists(target) and not (target.is_dir() and (target / "bundle.json").is_file()):
+        raise ExportError(f"output {target} exists and is not a bundle", cure="give another -o")
+
+
+def _beside(target: Path, kind: str, own: str) -> Path:
+    return target.with_name(f".{target.name[:_NAME_LETTERS]}.{kind}-{own}")
+
+
+def _machine() -> str:
+    """Tells machines and containers apart that share a disk: process ids count in each of them by themselves."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what killed runs left, and put back what one of them had moved away last."""
+    name = f".{target.name[:_NAME_LETTERS]}."
+    for kind in ("previous", "partial"):
+        for path in sorted(target.parent.glob(f"{glob.escape(name + kind)}-*")):
+            if not _abandoned(path, path.name.removeprefix(f"{name}{kind}-")):
+                continue
+            if kind == "previous" and not os.path.exists(target):
+                path.rename(target)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(path: Path, owner: str) -> bool:
+    """Whether no run works on a folder any more."""
+    machine, _, rest = owner.partition("-")
+    process = rest.partition("-")[0]
+    if machine == _machine() and process.isdecimal():
+        import psutil
+
+        return not psutil.pid_exists(int(process))
+    try:
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except OSError:  # gone meanwhile
+        return False

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,11 +88,79 @@ def test_something_that_is_no_bundle_is_never_replaced(tmp_path: Path, overwrite
     assert names(tmp_path) == ["holiday", "notes.txt"]
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    bundle_at(tmp_path / ".b.ebseg.partial", "stale")
-    fill(tmp_path / "b.ebseg")
+KILLED = """
+import os, sys
+from pathlib import Path
+from ebseg_deploy.export.output_folder import whole_folder
+
+if sys.argv[2] == "moved":
+    rename = Path.rename
+    Path.rename = lambda path, target: os._exit(9) if ".partial-" in path.name else rename(path, target)
+with whole_folder(Path(sys.argv[1]), overwrite=True, needed_bytes=1) as folder:
+    (folder / "bundle.json").write_text("killed")
+    if sys.argv[2] == "writing":
+        os._exit(9)
+"""
+
+
+def killed(target: Path, when: str) -> None:
+    """A run that ends without a chance to clear up."""
+    code = subprocess.run([sys.executable, "-c", KILLED, str(target), when], timeout=60, check=False).returncode
+    assert code == 9
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path, before: bool) -> None:
+    target = tmp_path / "b[1]*.ebseg"
+    if before:
+        bundle_at(target)
+    killed(target, "writing")
+    assert len(names(tmp_path)) == 1 + before
+    fill(target, overwrite=True)
+    assert names(tmp_path) == [target.name]
+    assert (target / "bundle.json").read_text() == "new"
+
+
+def test_what_a_killed_run_moved_away_comes_back(tmp_path: Path) -> None:
+    target = bundle_at(tmp_path / "b.ebseg")
+    killed(target, "moved")
+    assert not target.exists()
+    with pytest.raises(ExportError, match=r"b\.ebseg exists; give --overwrite"):
+        fill(target)
     assert names(tmp_path) == ["b.ebseg"]
-    assert names(tmp_path / "b.ebseg") == ["bundle.json"]
+    assert (target / "bundle.json").read_text() == "old"
+
+
+def test_two_runs_with_one_target(tmp_path: Path) -> None:
+    target = tmp_path / "b.ebseg"
+    slow = whole_folder(target, overwrite=False, needed_bytes=1)
+    folder = slow.__enter__()
+    (folder / "bundle.json").write_text("slow")
+    fill(target, "fast")
+    assert (folder / "bundle.json").read_text() == "slow", "the other run left it alone"
+    with pytest.raises(ExportError, match=r"b\.ebseg exists; give --overwrite"):
+        slow.__exit__(None, None, None)
+    assert (target / "bundle.json").read_text() == "fast"
+    assert names(tmp_path) == ["b.ebseg"]
+
+
+def test_two_runs_that_overwrite(tmp_path: Path) -> None:
+    target = bundle_at(tmp_path / "b.ebseg")
+    slow = whole_folder(target, overwrite=True, needed_bytes=1)
+    folder = slow.__enter__()
+    (folder / "bundle.json").write_text("slow")
+    fill(target, "fast", overwrite=True)
+    slow.__exit__(None, None, None)
+    assert (target / "bundle.json").read_text() == "slow", "the last to end has it"
+    assert names(tmp_path) == ["b.ebseg"]
+
+
+@pytest.mark.parametrize(("age", "left"), [(60, True), (2 * output_folder.STALE_SECONDS, False)])
+def test_another_machines_partial_folder_is_cleared_when_it_is_old(tmp_path: Path, age: float, left: bool) -> None:
+    partial = bundle_at(tmp_path / f".b.ebseg.partial-0badcafe-{os.getpid()}-1")
+    os.utime(partial, (time.time() - age,) * 2)
+    fill(tmp_path / "b.ebseg")
+    assert names(tmp_path) == [partial.name, "b.ebseg"] if left else ["b.ebseg"]
 
 
 def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +185,7 @@ def test_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: py
     rename = Path.rename
 
     def fail_once(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial"):
+        if ".partial-" in path.name:
             raise PermissionError(13, "Permission denied")
         return rename(path, target)
 
