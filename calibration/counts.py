@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,6 @@ def load_counts(path: Path, key: str) -> Counts | None:
                 histogram.exponent = int(exponents[place])
                 histogram.smallest, histogram.largest = map(float, extents[place])
                 found.done[name] = int(runs)
-    except (OSError, ValueError, KeyError, IndexError, BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, IndexError, BadZipFile, zlib.error):
         return None  # damaged: what can be counted again is no reason to stop
     return found
