@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from calibration_graphs import ArrayFeeds, expected, saved, two_products
 from ebseg_deploy.calibration import collect as collect_module
 from ebseg_deploy.calibration.collect import collect, collect_histograms
 from ebseg_deploy.calibration.histogram import Histogram
@@ -16,7 +17,6 @@ from ebseg_deploy.calibration.observers import MaxObserver
 from ebseg_deploy.calibration.tap import GraphTap
 from ebseg_deploy.errors import CalibrationError
 from onnx import TensorProto
-from tiny_graphs import ArrayFeeds, expected, saved, two_products
 
 TENSORS = ["x", "hidden", "active", "y"]
 
