@@ -158,19 +158,40 @@ def _engine(module: str, cure: str) -> Check:
 
 
 def _cache() -> Check:
-    from ..runtime.cache import CACHE_VARIABLE, cache_folder
+    from ..runtime.cache import CACHE_VARIABLE, KINDS, cache_folder, used_bytes
     from .tables import bytes_text
 
     folder = cache_folder("bundles").parent
+    kept = sum(used_bytes(cache_folder(kind)) for kind in KINDS)
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free
-    found = f"{folder}, {bytes_text(free)} free"
+    found = f"{folder}, {bytes_text(kept)} in it that can be made again, {bytes_text(free)} free"
     if not there.is_dir() or not _writable(there):
         cure = f"set {CACHE_VARIABLE} to a folder you may write"
         return Check(what="cache folder", state="warning", found=f"{folder}: cannot write", cure=cure)
     if free < LOW_DISK_BYTES:
-        return Check(what="cache folder", state="warning", found=found, cure=f"make room, or set {CACHE_VARIABLE}")
+        return Check(
+            what="cache folder",
+            state="warning",
+            found=found,
+            cure=f"ebseg doctor --clean-cache, or set {CACHE_VARIABLE}",
+        )
     return Check(what="cache folder", state="ok", found=found)
+
+
+def _clean_cache(as_json: bool) -> None:
+    from ..runtime.cache import KINDS, cache_folder, clear_cache
+    from .tables import bytes_text, print_json
+
+    freed = clear_cache()
+    folder = cache_folder("bundles").parent
+    if as_json:
+        print_json({"folder": str(folder), "freed_bytes": freed})
+        return
+    for kind, count in freed.items():
+        if count:
+            click.echo(f"{kind}: {bytes_text(count)} ({KINDS[kind]})")
+    click.echo(f"{folder}: {bytes_text(sum(freed.values()))} freed")
 
 
 def _writable(folder: Path) -> bool:
@@ -191,13 +212,17 @@ def _version(distribution: str) -> str | None:
 
 
 @click.command()
+@click.option("--clean-cache", is_flag=True, help="Empty the cache folder instead; all in it can be made again.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report on stdout.")
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, clean_cache: bool, as_json: bool) -> None:
     """Say what this machine can run, and what to install for the rest.
 
     Exit code 0 when the runtime can work (on the CPU at least), 1 when it cannot.
     """
+    if clean_cache:
+        _clean_cache(as_json)
+        return
     checks = examine()
     able = all(check.state != "fault" for check in checks)
     if as_json:

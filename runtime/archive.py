@@ -12,10 +12,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..contract import MANIFEST_NAME
 from ..errors import BundleError
-from .cache import CACHE_VARIABLE, cache_folder
+from .cache import CACHE_VARIABLE, cache_folder, mark_used, remove_folder, trim_folder
 from .hashing import file_sha256
 
 COPY_CHUNK_BYTES = 1 << 20
+LARGEST_CACHE_BYTES = 8 << 30
+"""Unpacked bundles together, those of the last day not counted: three of EBSeg-L in FP32."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 """What Python's zip reader raises on damaged files and on kinds of zip it cannot read."""
 
@@ -27,6 +29,8 @@ def is_archive(path: Path) -> bool:
 
 def unpack_archive(path: Path, *, again: bool = False) -> Path:
     """Unpack a zipped bundle into the cache folder, under the zip's own hash.
+
+    Bundles that were unpacked before and not used for a day make room when the cache is beyond LARGEST_CACHE_BYTES.
 
     Args:
         path: the zip; `bundle.json` at its top, or in its only top folder.
@@ -40,8 +44,9 @@ def unpack_archive(path: Path, *, again: bool = False) -> Path:
     """
     target = cache_folder("bundles") / file_sha256(path)[:32]
     if again:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
     if target.is_dir():
+        mark_used(target)
         return target
     try:
         with zipfile.ZipFile(path) as archive:
@@ -56,6 +61,7 @@ def unpack_archive(path: Path, *, again: bool = False) -> Path:
             f"bundle {path}: cannot unpack to {target.parent}: {error.strerror or error}",
             cure=f"unzip it yourself and give the folder, or set {CACHE_VARIABLE} to a folder with room",
         ) from error
+    trim_folder(target.parent, limit_bytes=LARGEST_CACHE_BYTES, keep=target)
     return target
 
 
@@ -82,7 +88,7 @@ def _check_room(path: Path, folder: Path, needed: int) -> None:
     if needed > free:
         raise BundleError(
             f"bundle {path}: needs {needed / 1e6:.0f} MB unpacked, {folder} has {free / 1e6:.0f} MB free",
-            cure=f"make room, or set {CACHE_VARIABLE} to a folder with room",
+            cure=f"make room (`ebseg doctor --clean-cache`), or set {CACHE_VARIABLE} to a folder with room",
         )
 
 
