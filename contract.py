@@ -205,7 +205,7 @@ class KeptRecord(Record, frozen=True, kw_only=True):
     """How many nodes of the graph the pattern keeps."""
 
 
-class ComputeRecord(Record, frozen=True, kw_only=True):
+class ComputeRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Types a graph computes in. Its border is graph_spec's, FP32, in every precision."""
 
     base: FloatType
