@@ -12,12 +12,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..contract import MANIFEST_NAME
 from ..errors import BundleError
-from .cache import CACHE_VARIABLE, cache_folder, mark_used, remove_folder, trim_folder
+from .cache import CACHE_VARIABLE, LARGEST_KIND_BYTES, cache_folder, mark_used, remove_folder, trim_folder
 from .hashing import file_sha256
 
 COPY_CHUNK_BYTES = 1 << 20
-LARGEST_CACHE_BYTES = 8 << 30
-"""Unpacked bundles together, those of the last day not counted: three of EBSeg-L in FP32."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 """What Python's zip reader raises on damaged files and on kinds of zip it cannot read."""
 
@@ -30,7 +28,7 @@ def is_archive(path: Path) -> bool:
 def unpack_archive(path: Path, *, again: bool = False) -> Path:
     """Unpack a zipped bundle into the cache folder, under the zip's own hash.
 
-    Bundles that were unpacked before and not used for a day make room when the cache is beyond LARGEST_CACHE_BYTES.
+    Bundles that were unpacked before and not used for a day make room when all take more than LARGEST_KIND_BYTES.
 
     Args:
         path: the zip; `bundle.json` at its top, or in its only top folder.
@@ -61,7 +59,7 @@ def unpack_archive(path: Path, *, again: bool = False) -> Path:
             f"bundle {path}: cannot unpack to {target.parent}: {error.strerror or error}",
             cure=f"unzip it yourself and give the folder, or set {CACHE_VARIABLE} to a folder with room",
         ) from error
-    trim_folder(target.parent, limit_bytes=LARGEST_CACHE_BYTES, keep=target)
+    trim_folder(target.parent, limit_bytes=LARGEST_KIND_BYTES, keep=target)
     return target
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...contract import DType, GraphRecord, GraphSpec, TensorSpec
 from ...errors import BackendError
+from ..cache import LARGEST_KIND_BYTES, mark_used, trim_folder
 from ..gpu_host import GpuHost, find_gpu
 from .base import Array, Backend, LoadedGraph, OpenGraph, ResidentTensor, Tensor
 from .onnxruntime_providers import (
@@ -144,6 +145,8 @@ class OnnxRuntimeBackend(Backend):
         if host is not None and file in self._hashes:
             engines = engine_cache_folder(self._hashes[file], host, self.options)
             engines.mkdir(parents=True, exist_ok=True)
+            mark_used(engines)
+            trim_folder(engines.parent, limit_bytes=LARGEST_KIND_BYTES, keep=engines)
         options = provider_options(self.provider, self.options, engine_cache=engines)
         kept = self._fall_backs()
         return [each for name, each in zip(FALL_BACKS[self.provider], options, strict=True) if name in kept]

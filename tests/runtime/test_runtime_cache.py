@@ -75,7 +75,7 @@ def zipped(bundle: Path, name: str, tmp_path: Path) -> Path:
 
 def test_unpacking_makes_room(tiny_bundle: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (zipped(tiny_bundle, name, tmp_path) for name in ("one", "two"))
-    monkeypatch.setattr(archive, "LARGEST_CACHE_BYTES", 1)
+    monkeypatch.setattr(archive, "LARGEST_KIND_BYTES", 1)
     unpacked = Bundle.open(first).path
     os.utime(unpacked, (time.time() - 3 * DAYS,) * 2)
     other = Bundle.open(second).path
