@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ..contract import FloatType, QuantisedType
 from ..errors import CalibrationError, ExportError
 from ..export.precision.recipes import GraphRecipe
+from .quantize_attention import observed, rewrite_attention
 from .quantize_products import Product, products
 from .quantize_weights import ONNX, Array, along, channel_amax, quantised, scale_for
 from .ranges import Range
@@ -70,10 +71,10 @@ def activations_to_calibrate(model: ir.Model, recipe: GraphRecipe) -> list[str]:
     if recipe.quantised is None:
         return []
     names = (
-        product.activation(index).name or ""
+        value.name or ""
         for product in products(model)
         if reason_to_keep(product, recipe) is None
-        for index in product.activations
+        for value in observed(product)
     )
     return list(dict.fromkeys(names))
 
@@ -96,12 +97,16 @@ def insert_qdq(model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range]
     reasons = {product.name: reason_to_keep(product, recipe) for product in everything}
     chosen = [product for product in everything if reasons[product.name] is None]
     _check_ranges(chosen, ranges)
+    ranges = rewrite_attention(model, chosen, ranges)
     writer = _PairWriter(model, recipe.quantised, recipe.base)
     for product in chosen:
         for index in product.activations:
             value = product.activation(index)
-            amax = ranges[value.name or ""].amax
-            product.node.replace_input_with(index, writer.activation(value, amax))
+            rounded = writer.activation(value, ranges[value.name or ""].amax)
+            product.node.replace_input_with(index, rounded)
+            for user, place in list(value.uses()):
+                if user.op_type == "ReduceSum":  # a softmax row's total: of what is multiplied, so that shares add to 1
+                    user.replace_input_with(place, rounded)
         if product.weight is not None:
             product.node.replace_input_with(product.weight, writer.weight(product))
     writer.drop_unused()
@@ -131,17 +136,16 @@ def refuse_quantised(model: ir.Model) -> None:
 
 def _check_ranges(chosen: Sequence[Product], ranges: Mapping[str, Range]) -> None:
     for product in chosen:
-        for index in product.activations:
-            name = product.activation(index).name or ""
+        for value in observed(product):
+            name = value.name or ""
             if name not in ranges:
                 raise CalibrationError(
-                    f"node {product.name}: no range of its input {name!r}",
-                    cure="calibrate the graph again: the ranges are another graph's",
+                    f"node {product.name}: no range of {name!r}, which it multiplies",
+                    cure="calibrate the graph again: the ranges are another graph's, or another recipe's",
                 )
             if not np.isfinite(ranges[name].amax):
                 raise CalibrationError(
-                    f"node {product.name}: range of its input {name!r} is {ranges[name].amax}",
-                    cure="calibrate the graph again",
+                    f"node {product.name}: range of {name!r} is {ranges[name].amax}", cure="calibrate the graph again"
                 )
 
 

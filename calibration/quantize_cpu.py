@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ..export.precision.recipes import GraphRecipe
 from .quantize import KeptProduct, Quantisation, reason_to_keep, refuse_quantised
+from .quantize_attention import riding_positions
 from .quantize_products import Product, products
 from .quantize_weights import Array, along, channel_amax, quantised, scale_for
 
@@ -179,7 +179,7 @@ class _Rewriter:
         """
         place = product.name
         q, k = product.activation(0), product.activation(1)
-        parts = _riding(q, k)
+        parts = riding_positions(product)
         if parts is None:
             step, _ = self._step_of(k, place, at)
             return q, self._add("QuantizeLinear", [k, step, self._zero()], f"{place}/k", at, ir.DataType.INT8), step
@@ -264,41 +264,6 @@ class _Rewriter:
         value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Riding:
-    """The parts of [q, positions] · [k, codes]."""
-
-    q: ir.Value
-    positions: ir.Value
-    q_axis: int
-    k: ir.Value
-    codes: ir.Value
-    k_axis: int
-
-
-def _riding(q: ir.Value, k: ir.Value) -> _Riding | None:
-    """Take two concatenations apart, the second of which ends in a constant of zeros and ones."""
-    first, second = q.producer(), k.producer()
-    if first is None or second is None or (first.op_type, second.op_type) != ("Concat", "Concat"):
-        return None
-    if len(first.inputs) != 2 or len(second.inputs) != 2:
-        return None
-    q_part, positions = first.inputs
-    k_part, codes = second.inputs
-    if q_part is None or positions is None or k_part is None or codes is None or codes.const_value is None:
-        return None
-    if not np.isin(codes.const_value.numpy(), (0, 1)).all():
-        return None
-    return _Riding(
-        q=q_part,
-        positions=positions,
-        q_axis=first.attributes.get_int("axis"),
-        k=k_part,
-        codes=codes,
-        k_axis=second.attributes.get_int("axis"),
-    )
 
 
 def _like(value: ir.Value, suffix: str) -> ir.Value:

@@ -19,10 +19,28 @@ QUERY_OUTPUTS = frozenset({"mask_logits", "embeddings_a", "embeddings_b", "embed
 
 ROWS_LEFT_OUT = 0.05
 
-TOLERANCES: Mapping[str, float] = {"fp32": 2e-4, "fp16": 1e-2, "bf16": 8e-2}
+TOLERANCES: Mapping[str, float] = {
+    "fp32": 2e-4,
+    "fp16": 1e-2,
+    "bf16": 8e-2,
+    "int8": 0.3,
+    "int8-linear": 0.3,
+    "int8-all": 1.0,
+    "fp8": 0.3,
+    "int8-cpu": 0.3,
+}
 """Relative deviation allowed of one graph on PyTorch's own inputs, by the graph's precision."""
 
-CHAIN_TOLERANCES: Mapping[str, float] = {"fp32": 5e-3, "fp16": 0.25, "bf16": 0.5}
+CHAIN_TOLERANCES: Mapping[str, float] = {
+    "fp32": 5e-3,
+    "fp16": 0.25,
+    "bf16": 0.5,
+    "int8": 1.0,
+    "int8-linear": 1.0,
+    "int8-all": 2.0,
+    "fp8": 1.0,
+    "int8-cpu": 1.0,
+}
 """The same at the end of the chain, where rounding of the encoders has passed through nine rounds of hard masks."""
 
 

@@ -1,0 +1,208 @@
+"""From an FP32 bundle and pictures to a quantised one: calibrate, insert Q/DQ pairs, lower the rest, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, GraphName, GraphRecord, Size
+from ..errors import CalibrationError, InputError
+from ..export.precision.derive import DeriveConfig, check_source, derive_bundle
+from ..export.precision.formulas import name_formulas
+from ..export.precision.recipes import Recipe
+from ..runtime.bundle import Bundle
+from .calibrate import CalibrationConfig, calibrate
+from .feeds import graph_hash
+from .observers import MaxObserver, Observer
+from .quantize import Quantisation, activations_to_calibrate, insert_qdq
+from .quantize_check import CosineCheck, GraphCosines, check_cosines
+from .quantize_cpu import quantise_for_cpu
+from .ranges import Range, Ranges
+from .survey import SurveyedPictures
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(step, done, total); each step counts anew."""
+
+Place = tuple[GraphName, Size | None]
+"""Which graph of a bundle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantiseConfig:
+    """How a bundle is quantised."""
+
+    observer: Observer = field(default_factory=MaxObserver)
+    cache: Path | None = None
+    """Folder where what calibration finds is kept; nothing is kept without."""
+    derive: DeriveConfig = field(default_factory=DeriveConfig)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantisedBundle:
+    """What came of it."""
+
+    bundle: Bundle
+    quantisations: Mapping[Place, Quantisation]
+    cosines: tuple[GraphCosines, ...]
+    ranges: Ranges | None
+    """What the activations were quantised with; None for a recipe that needs none."""
+
+    @property
+    def encoder_share(self) -> float:
+        """Share of the image encoders' multiply-adds that is quantised, 0 to 1."""
+        encoders = [self.quantisations[place] for place in self.quantisations if place[0] != ADAB_DECODER]
+        total = sum(each.macs for each in encoders)
+        return sum(each.quantised_macs for each in encoders) / total if total else 0.0
+
+
+def quantise_bundle(
+    bundle: Bundle,
+    output: Path,
+    recipe: Recipe,
+    config: QuantiseConfig,
+    *,
+    pictures: SurveyedPictures | None = None,
+    ranges: Ranges | None = None,
+    progress: Progress = lambda step, done, total: None,
+    notice: Callable[[str], None] = lambda line: None,
+) -> QuantisedBundle:
+    """Write a bundle by a recipe that quantises.
+
+    Args:
+        bundle: FP32 graphs, as exported.
+        output: the folder to make; it appears only when every graph in it was checked.
+        recipe: one of export.precision.recipes.
+        pictures: to calibrate on, for a recipe that needs them and when no ranges are given. The decoder is calibrated
+            on what the encoders give as they were quantised.
+        ranges: of an earlier calibration of this bundle; graphs it lacks are calibrated on the pictures.
+        progress: see Progress.
+        notice: called with a line worth telling, as that calibration was found in the cache.
+
+    Raises:
+        InputError: neither pictures nor ranges for a recipe that needs them, or a bundle that is not FP32.
+        CalibrationError: ranges of another graph, or activations that are not finite.
+        ExportError: a graph could not be made, or the folder could not be written.
+        ParityError: a graph's outputs point elsewhere than FP32's; see quantize_check.
+    """
+    check_source(bundle)
+    if recipe.needs_pictures and pictures is None and ranges is None:
+        raise InputError(f"recipe {recipe.name}: no pictures to calibrate on", cure="give --images, or --ranges")
+    work = _Work(bundle, recipe, config, pictures, ranges, progress, notice)
+    work.calibrate_encoders()
+    made = derive_bundle(bundle, output, recipe, config.derive, transform=work.transform, progress=progress)
+    return QuantisedBundle(
+        bundle=made, quantisations=work.quantisations, cosines=tuple(work.cosines), ranges=work.ranges
+    )
+
+
+def tensors_to_observe(recipe: Recipe) -> Callable[[GraphName, Path], Sequence[str]]:
+    """For CalibrationConfig.tensors: the activations whose ranges a recipe needs."""
+
+    def choose(graph: GraphName, file: Path) -> Sequence[str]:
+        model = ir.load(file)
+        name_formulas(model)  # keep-lists speak of them
+        return activations_to_calibrate(model, recipe.graphs[graph])
+
+    return choose
+
+
+class _Work:
+    """What the steps of one run share."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        recipe: Recipe,
+        config: QuantiseConfig,
+        pictures: SurveyedPictures | None,
+        ranges: Ranges | None,
+        progress: Progress,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._bundle = bundle
+        self._recipe = recipe
+        self._config = config
+        self._pictures = pictures
+        self._progress = progress
+        self._notice = notice
+        self._check = CosineCheck(bundle, threads=config.derive.threads)
+        self.ranges = ranges
+        self.quantisations: dict[Place, Quantisation] = {}
+        self.cosines: list[GraphCosines] = []
+
+    def calibrate_encoders(self) -> None:
+        """Find the ranges that are not given, of all graphs but the decoder."""
+        missing = [
+            graph
+            for graph in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
+            if self._needs_ranges(graph) and not all(self._has(graph, size) for size in self._bundle.sizes)
+        ]
+        if missing:
+            self._calibrate(tuple(missing), encoders=None)
+
+    def transform(self, record: GraphRecord, model: ir.Model, folder: Path) -> None:
+        """Quantise one graph; see export.precision.derive.Transform."""
+        recipe = self._recipe.graphs[record.name]
+        if recipe.quantised is None:
+            return
+        if recipe.dynamic:
+            done = quantise_for_cpu(model, recipe)
+        else:
+            if record.name == ADAB_DECODER and not self._has(ADAB_DECODER, record.size):
+                self._calibrate((ADAB_DECODER,), encoders=self._encoders_in(folder))
+            done = insert_qdq(model, recipe, self._ranges_of(record))
+        self.quantisations[record.name, record.size] = done
+        found = self._check(record, model, folder)
+        self.cosines.append(found)
+        if record.name != ADAB_DECODER:  # a mask pixel within rounding of 0 moves whole embeddings: judged by labels
+            check_cosines(found)
+
+    def _needs_ranges(self, graph: GraphName) -> bool:
+        recipe = self._recipe.graphs[graph]
+        return recipe.quantised is not None and not recipe.dynamic
+
+    def _has(self, graph: GraphName, size: Size | None) -> bool:
+        return self.ranges is not None and any((each.graph, each.size) == (graph, size) for each in self.ranges.graphs)
+
+    def _ranges_of(self, record: GraphRecord) -> Mapping[str, Range]:
+        assert self.ranges is not None
+        found = next(each for each in self.ranges.graphs if (each.graph, each.size) == (record.name, record.size))
+        if found.sha256 != graph_hash(self._bundle.file(record.file)):
+            raise CalibrationError(
+                f"ranges of {record.name}: measured on another graph than this bundle's",
+                cure="calibrate this bundle: give --images instead of --ranges",
+            )
+        return found.ranges
+
+    def _calibrate(self, graphs: tuple[GraphName, ...], encoders: Mapping[tuple[GraphName, Size], Path] | None) -> None:
+        if self._pictures is None:
+            raise CalibrationError(f"ranges: none of {' and '.join(graphs)}", cure="give --images besides --ranges")
+        config = CalibrationConfig(
+            observer=self._config.observer,
+            graphs=graphs,
+            tensors=tensors_to_observe(self._recipe),
+            encoders=encoders,
+            cache=self._config.cache,
+            threads=self._config.derive.threads,
+        )
+        found = calibrate(
+            self._bundle,
+            self._pictures,
+            config,
+            progress=lambda graph, done, total: self._progress(f"calibrating {graph}", done, total),
+            notice=self._notice,
+        )
+        before = () if self.ranges is None else self.ranges.graphs
+        self.ranges = msgspec.structs.replace(found, graphs=(*before, *found.graphs))
+
+    def _encoders_in(self, folder: Path) -> dict[tuple[GraphName, Size], Path]:
+        """The encoders as they were just quantised: what the decoder will stand behind."""
+        return {
+            (record.name, record.size): folder / "graphs" / self._recipe.name / Path(record.file).name
+            for record in self._bundle.manifest.graphs
+            if record.name in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER) and record.size is not None
+        }
