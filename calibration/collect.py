@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import CalibrationError
 from ..runtime.threads import usable_cores
 from .counts import KEY_DIGITS, Counts, load_counts, save_counts
 from .feeds import Feeds, graph_hash
-from .histogram import BINS, Histogram, NotFiniteError
+from .histogram import BINS, Histogram, NotFinite, NotFiniteError
 from .observers import Observer, observed_range
 from .ranges import Range
 from .tap import Array, GraphTap, Model, OpenTap
@@ -122,23 +124,42 @@ def collect_histograms(
 
 def _count(tapped: OpenTap, feeds: Feeds, index: int, counts: Counts, pool: ThreadPoolExecutor) -> None:
     """Add one run's activations to the counts of its tensors: to all of them, or to none."""
-    tensors = tapped.read(feeds.feed(index))
+    feed = feeds.feed(index)
+    tensors = tapped.read(feed)
 
-    def histogram_of(item: tuple[str, Array]) -> Histogram:
+    def histogram_of(values: Array) -> Histogram | NotFinite:
         histogram = Histogram()
         try:
-            histogram.add(item[1])
+            histogram.add(values)
         except NotFiniteError as error:
-            raise CalibrationError(
-                f"graph {tapped.tap.name}: {tapped.tap.producer(item[0])} gives {error.found} "
-                f"(tensor {item[0]!r}, picture {feeds.label(index)})",
-                cure="leave the picture out, or check the weights with `ebseg verify`",
-            ) from error
+            return error.found
         return histogram
 
-    for tensor, histogram in zip(tensors, list(pool.map(histogram_of, tensors.items())), strict=True):
-        counts.histograms[tensor].merge(histogram)
+    found = dict(zip(tensors, pool.map(histogram_of, tensors.values()), strict=True))
+    for tensor, outcome in found.items():
+        if isinstance(outcome, NotFinite):
+            first, bad = _origin(tapped.tap, feed) or (tensor, outcome)
+            raise CalibrationError(
+                f"graph {tapped.tap.name}: {tapped.tap.producer(first)} gives {bad} "
+                f"(tensor {first!r}, picture {feeds.label(index)})",
+                cure="leave the picture out, or check the weights with `ebseg verify`",
+            )
+    for tensor, outcome in found.items():
+        assert isinstance(outcome, Histogram)
+        counts.histograms[tensor].merge(outcome)
         counts.done[tensor] += 1
+
+
+def _origin(tap: GraphTap, feed: Mapping[str, Array]) -> tuple[str, NotFinite] | None:
+    """The graph's first tensor with NaN or +infinity; -infinity may be a mask's. None if there is none."""
+    for chunk in tap.chunks(tap.activations(), BUDGET_BYTES):
+        tensors = tap.open(chunk).read(feed)
+        for tensor in chunk:
+            values = tensors[tensor]
+            nan, infinite = int(np.isnan(values).sum()), int(np.isposinf(values).sum())
+            if nan or infinite:
+                return tensor, NotFinite(nan=nan, infinite=infinite, values=values.size)
+    return None
 
 
 class _Keeper:

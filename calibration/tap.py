@@ -89,6 +89,14 @@ class GraphTap:
                     cure="name floating-point activations only",
                 )
 
+    def activations(self) -> list[str]:
+        """Every tensor that `check` would pass, in the graph's order."""
+        return [
+            name
+            for name in (*self.inputs, *self._producers)
+            if name in self._types and self._types[name].tensor_type.elem_type in FLOATS
+        ]
+
     def nbytes(self, tensor: str) -> float:
         """Memory a tensor takes in one run; infinite where the graph does not fix its shape."""
         if tensor not in self._types:

@@ -158,16 +158,30 @@ def test_counts_hold_no_pickle(feeds: ArrayFeeds, tmp_path: Path) -> None:
         }  # fmt: skip
 
 
-@pytest.mark.parametrize(("bad", "said"), [(np.nan, "NaN"), (3e38, "infinite")])
+@pytest.mark.parametrize("said", ["NaN", "infinite"])
 @pytest.mark.parametrize("budget", [1 << 30, 1])
-def test_nan_and_infinity_name_node_tensor_and_picture(feeds: ArrayFeeds, bad: float, said: str, budget: int) -> None:
-    feeds.arrays[3][2, :] = bad
+def test_nan_and_infinity_name_node_tensor_and_picture(feeds: ArrayFeeds, said: str, budget: int) -> None:
+    model = two_products()
+    if said == "infinite":
+        feeds.arrays[3][2, :] = 3e38  # finite, and too large for a sum of products
+    else:  # 0 times infinity, in that picture alone
+        feeds.arrays = [np.abs(array) + 1 for array in feeds.arrays]
+        feeds.arrays[3][2, :] = 0
+        weight = np.full((6, 6), -np.inf, np.float32)
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w1"))
+    tensors = ["hidden", "active", "y"] if said == "infinite" else ["active", "y"]
     with pytest.raises(CalibrationError) as caught:
-        collect_histograms(two_products(), ["hidden", "active", "y"], feeds, name="toy", budget_bytes=budget)
+        collect_histograms(model, tensors, feeds, name="toy", budget_bytes=budget)
     text = str(caught.value)
     assert text.startswith("graph toy: node 'linear/MatMul' gives")  # the first node, not those behind it
     for needle in (said, "of 24 values", "'hidden'", "array 3", "; "):
         assert needle in text
+
+
+def test_the_node_where_it_begins_is_named_though_none_observes_it(feeds: ArrayFeeds) -> None:
+    feeds.arrays[1][2, :] = 3e38  # hidden overflows; only what is made of it is observed
+    with pytest.raises(CalibrationError, match="node 'linear/MatMul' gives"):
+        collect_histograms(two_products(), ["y"], feeds)
 
 
 def test_nan_in_an_input_names_the_input(feeds: ArrayFeeds) -> None:
