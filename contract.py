@@ -250,7 +250,7 @@ class FileRecord(Record, frozen=True, kw_only=True):
     sha256: str
 
 
-class TextRecord(Record, frozen=True, kw_only=True):
+class TextRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What ties a vocabulary to this bundle."""
 
     encoder_sha256: str
@@ -259,6 +259,9 @@ class TextRecord(Record, frozen=True, kw_only=True):
     background: str
     """Safetensors file with the learned background embedding, tensor `background` (1, D)."""
     tokenizer: str
+    training_names: tuple[str, ...] | None = None
+    """Names of the classes that had masks in training, for the seen rule; None stands for COCO-Stuff's 171 classes.
+    Left out of the file when None, so that seals stay as they were."""
 
 
 class ReferenceRecord(Record, frozen=True, kw_only=True):

@@ -94,16 +94,20 @@ def merge(vocabularies: tuple[Path, ...], keep_first: bool, output: Path, as_jso
 @click.argument("bundle", required=False, type=VOCABULARY)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, on stdout.")
 def list_(bundle: Path | None, as_json: bool) -> None:
-    """List the benchmarks, and the vocabularies in BUNDLE."""
+    """List the benchmarks, and the vocabularies in BUNDLE.
+
+    Which of a benchmark's classes were seen in training is BUNDLE's to say; without one, COCO-Stuff is taken.
+    """
     from ..runtime.class_names import BENCHMARKS, benchmark_classes, load_benchmark
     from ..runtime.vocabulary_build import is_seen_class
     from .tables import print_json, print_table
 
+    taught = None if bundle is None else _training_names(bundle)
     benchmarks = [
         {
             "name": name,
             "classes": len(benchmark_classes(name)),
-            "seen": sum(map(is_seen_class, benchmark_classes(name))),
+            "seen": sum(is_seen_class(entry, taught) for entry in benchmark_classes(name)),
             "source": load_benchmark(name).source,
         }
         for name in BENCHMARKS
@@ -214,6 +218,12 @@ def _entries_of(vocabulary: Vocabulary) -> tuple[ClassEntry, ...]:
         ClassEntry(name=name, synonyms=synonyms, seen=bool(flag))
         for name, synonyms, flag in zip(vocabulary.names, vocabulary.synonyms, vocabulary.seen, strict=True)
     )
+
+
+def _training_names(path: Path) -> tuple[str, ...] | None:
+    from ..runtime.bundle import Bundle
+
+    return Bundle.open(path, check_hashes=False).manifest.text.training_names
 
 
 def _shipped(path: Path) -> list[dict[str, Any]]:

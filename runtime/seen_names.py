@@ -1,8 +1,8 @@
 """Which class names the training set taught: the seen rule.
 
 EBSeg balances its embeddings with α for classes seen in training and β for new ones. A class is seen when one of its
-words is a word of COCO-Stuff, the training set. Words are compared by `word_key`, so that "cats", "hot-dog" and
-"Wine glass" find "cat", "hot dog" and "wineglass".
+words is a word of the training set: COCO-Stuff, unless a bundle names its own training classes. Words are compared by
+`word_key`, so that "cats", "hot-dog" and "Wine glass" find "cat", "hot dog" and "wineglass".
 """
 
 from __future__ import annotations
@@ -69,9 +69,15 @@ def words_of(name: str, synonyms: Iterable[str] = (), excludes: Iterable[str] = 
     return frozenset(words - {word_key(word) for word in excludes} - {""})
 
 
-@lru_cache(maxsize=1)
-def training_words() -> frozenset[str]:
-    """Keys of every word of COCO-Stuff's 171 classes."""
+@lru_cache(maxsize=8)
+def training_words(names: tuple[str, ...] | None = None) -> frozenset[str]:
+    """Keys of every word of the training set.
+
+    Args:
+        names: of its classes, as a bundle's manifest has them; COCO-Stuff's 171, with their synonyms, if None.
+    """
+    if names is not None:
+        return frozenset().union(*(words_of(name) for name in names))
     from .class_names import benchmark_classes
 
     return frozenset().union(
@@ -79,6 +85,17 @@ def training_words() -> frozenset[str]:
     )
 
 
-def is_seen(name: str, synonyms: Iterable[str] = (), excludes: Iterable[str] = ()) -> bool:
-    """Whether the training set taught a class: whether one of its words is one of COCO-Stuff's."""
-    return not words_of(name, synonyms, excludes).isdisjoint(training_words())
+def is_seen(
+    name: str,
+    synonyms: Iterable[str] = (),
+    excludes: Iterable[str] = (),
+    *,
+    training_names: tuple[str, ...] | None = None,
+) -> bool:
+    """Whether the training set taught a class: whether one of its words is one of the training set's.
+
+    Args:
+        name, synonyms, excludes: as in `words_of`.
+        training_names: as in `training_words`.
+    """
+    return not words_of(name, synonyms, excludes).isdisjoint(training_words(training_names))

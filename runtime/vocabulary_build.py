@@ -44,6 +44,7 @@ def build_vocabulary(
     model: str,
     encoder_sha256: str,
     logit_scale: float,
+    training_names: tuple[str, ...] | None = None,
     cache_dir: Path | None = None,
     cache_key: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -63,6 +64,7 @@ def build_vocabulary(
         model: name of the model, for people.
         encoder_sha256: the text encoder's identity; a bundle of another one refuses the vocabulary.
         logit_scale: factor from cosine to logit.
+        training_names: classes that count as seen; COCO-Stuff's if None.
         cache_dir: folder for encoded names; None keeps nothing.
         cache_key: what else the numbers depend on (precision, backend); `encoder_sha256` is always part of the key.
         progress: called as progress(names done, names in all).
@@ -100,7 +102,7 @@ def build_vocabulary(
     return Vocabulary(
         names=tuple(entry.name for entry in entries),
         synonyms=tuple(entry.synonyms for entry in entries),
-        seen=np.array([is_seen_class(entry) for entry in entries], dtype=np.bool_),
+        seen=np.array([is_seen_class(entry, training_names) for entry in entries], dtype=np.bool_),
         embeddings=np.stack([rows[entry.name] for entry in entries]),
         background=np.asarray(background, dtype=np.float32),
         model=model,
@@ -156,6 +158,7 @@ def vocabulary_for(
             model=bundle.model.name,
             encoder_sha256=text.encoder_sha256,
             logit_scale=bundle.model.logit_scale,
+            training_names=text.training_names,
             cache_dir=cache_folder("prompts") if cache else None,
             cache_key=encoder.identity,
             progress=progress,
@@ -296,9 +299,11 @@ def _check_encoded(encoded: NDArray[Any], shape: tuple[int, int]) -> None:
         )
 
 
-def is_seen_class(entry: ClassEntry) -> bool:
-    """The class's seen flag: the one it was given, else what the seen rule says."""
-    return is_seen(entry.name, entry.synonyms, entry.excludes) if entry.seen is None else entry.seen
+def is_seen_class(entry: ClassEntry, training_names: tuple[str, ...] | None = None) -> bool:
+    """The class's seen flag: the one it was given, else what the seen rule says of a bundle with these names."""
+    if entry.seen is not None:
+        return entry.seen
+    return is_seen(entry.name, entry.synonyms, entry.excludes, training_names=training_names)
 
 
 def _warn_of_cut_names(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from ebseg_deploy.cli import ebseg
@@ -168,6 +169,31 @@ def test_list(run: Run, tiny_bundle: Path) -> None:
         (171, 171),
     ]
     assert report["bundle"] == []
+
+
+def with_training_names(bundle: Path, *names: str) -> Path:
+    """The bundle, trained on other classes than COCO-Stuff's."""
+    from ebseg_deploy.runtime.bundle import read_manifest
+    from tiny_bundles import seal
+
+    manifest = read_manifest(bundle)
+    text = msgspec.structs.replace(manifest.text, training_names=names)
+    return seal(bundle, msgspec.structs.replace(manifest, text=text))
+
+
+def test_a_bundle_says_what_it_has_seen(run: Run, tiny_bundle: Path, tiny_bundle_copy: Path) -> None:
+    assert "training_names" not in (tiny_bundle / "bundle.json").read_text(), "seals made before stay valid"
+    own = with_training_names(tiny_bundle_copy, "owl", "road, route")
+    words = "owl,Owls,person,route,red fox"
+    for bundle, seen in ((tiny_bundle, [0, 0, 1, 0, 0]), (own, [1, 1, 0, 1, 0])):
+        assert run("build", bundle, "--classes", words, "--no-cache", "-o", "v.safetensors").exit_code == 0
+        assert Vocabulary.load("v.safetensors").seen.tolist() == seen
+    listed = json.loads(run("list", own, "--json").stdout)["benchmarks"]
+    assert {each["name"]: each["seen"] for each in listed}["voc-20"] == 0
+    assert {each["name"]: each["seen"] for each in listed}["ade20k-150"] == 1  # road, route
+    # A flag that was given still holds.
+    assert run("build", own, "--classes", "owl", "--new", "owl", "-o", "v.safetensors").exit_code == 0
+    assert not Vocabulary.load("v.safetensors").seen.any()
 
 
 def test_list_names_a_bundles_own_vocabularies(run: Run, pets: Path, tiny_bundle_copy: Path) -> None:
