@@ -39,6 +39,7 @@ from ..contract import (
 )
 from ..model.ebseg import EBSeg
 from ..model.text import text_identity
+from ..model.training_names import training_names
 from ..runtime.bundle import Bundle
 from ..runtime.hashing import file_sha256
 from ..runtime.tokenizer import ClipTokenizer
@@ -110,6 +111,7 @@ def export_bundle(
                 templates=VILD_TEMPLATES,
                 background=BACKGROUND_NAME,
                 tokenizer=TOKENIZER_NAME,
+                training_names=training_names(model.config),
             ),
             files=file_records(folder),
             provenance={**provenance, **_versions()},
