@@ -29,7 +29,8 @@ from .progress import step_progress
     callback=lambda ctx, param, values: tuple(parse_size(ctx, param, value) for value in values),
     help="Canvas, multiples of 32; may be repeated.  [default: 640x640; ebseg-nano 256x256]",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per run.")
+@click.option("--batch", type=click.IntRange(min=1, max=1024), default=1, show_default=True, help="Pictures per run.")
+@click.option("--dynamic-batch", is_flag=True, help="Let a run have fewer pictures than --batch, too.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle to make, e.g. b.ebseg."
 )
@@ -42,6 +43,7 @@ def command(
     seeded: bool,
     sizes: tuple[tuple[int, int], ...],
     batch: int,
+    dynamic_batch: bool,
     output: Path,
     overwrite: bool,
     threads: int | None,
@@ -63,6 +65,7 @@ def command(
         seeded=seeded,
         sizes=tuple(Size(height=height, width=width) for height, width in sizes),
         batch=batch,
+        dynamic_batch=dynamic_batch,
         output=output,
         overwrite=overwrite,
         threads=threads,

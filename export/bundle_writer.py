@@ -64,6 +64,9 @@ class ExportConfig:
 
     sizes: tuple[Size, ...]
     batch: int = 1
+    """Pictures per run."""
+    dynamic_batch: bool = False
+    """Whether a run may have fewer, down to one: costs some shape arithmetic in every run."""
     overwrite: bool = False
     threads: int | None = None
     """For the check in ONNX Runtime."""
@@ -91,7 +94,7 @@ def export_bundle(
     output = Path(output)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     with whole_folder(output, overwrite=config.overwrite, needed_bytes=int(1.3 * weight_bytes) + (64 << 20)) as folder:
-        graphs = exportable_graphs(model, config.sizes, config.batch)
+        graphs = exportable_graphs(model, config.sizes, "batch" if config.dynamic_batch else config.batch)
         steps = _Steps(progress, total=2 * len(graphs) + 1)
         records = _write_graphs(graphs, folder, steps)
         (folder / BACKGROUND_NAME).parent.mkdir()
@@ -199,8 +202,10 @@ def _check_graphs(
     """Check all graphs on the reference picture, and keep what torch gave as reference."""
     tokens = ClipTokenizer.load(folder / TOKENIZER_NAME).encode(list(PROMPTS))
     shared: dict[str, Array] = {"tokens": tokens, **reference_text(model.spec)}
+    # Two pictures show that a dynamic batch is one, and keep the bundle small.
+    pictures = min(config.batch, 2) if config.dynamic_batch else config.batch
     by_size: dict[Size, dict[str, Array]] = {
-        size: {**shared, **reference_inputs(size, config.batch)} for size in config.sizes
+        size: {**shared, **reference_inputs(size, pictures)} for size in config.sizes
     }
     outcomes: dict[Size, dict[str, Array]] = {size: dict(tensors) for size, tensors in by_size.items()}
     checked = []

@@ -30,8 +30,11 @@ from ..model.adab_decoder import AdabDecoder
 from ..model.clip_image import ClipFeatures, ClipImageEncoder
 from ..model.ebseg import EBSeg
 
-EXAMPLE_LENGTHS: dict[str, int] = {"prompts": 3, "tokens": 9, "classes": 5, "classes_and_background": 6}
+EXAMPLE_LENGTHS: dict[str, int] = {"batch": 2, "prompts": 3, "tokens": 9, "classes": 5, "classes_and_background": 6}
 """Lengths of the dynamic dimensions in example inputs."""
+
+MOST_PICTURES = 1024
+"""Upper limit of a dynamic batch while tracing; a bundle's own limit is lower."""
 
 _TORCH_TYPES = {"uint8": torch.uint8, "int32": torch.int32, "float32": torch.float32, "float16": torch.float16}
 
@@ -81,7 +84,7 @@ class ExportableGraph:
 
     name: GraphName
     size: Size | None
-    batch: int
+    batch: Dimension
     module: nn.Module
     spec: GraphSpec
 
@@ -100,6 +103,7 @@ class ExportableGraph:
         """torch.export's dimension per input; N + 1 is derived from N."""
         classes = torch.export.Dim("classes", min=1, max=65535)
         dims: dict[str, Any] = {
+            "batch": torch.export.Dim("batch", min=1, max=MOST_PICTURES),
             "prompts": torch.export.Dim("prompts", min=1, max=65535),
             "tokens": torch.export.Dim("tokens", min=2, max=77),
             "classes": classes,
@@ -108,8 +112,14 @@ class ExportableGraph:
         return tuple(_dynamic(tensor, dims) for tensor in self.spec.inputs)
 
 
-def exportable_graphs(model: EBSeg, sizes: tuple[Size, ...], batch: int) -> list[ExportableGraph]:
-    """Every graph of a bundle, in the order they are exported: per size the three sized ones, then the shared two."""
+def exportable_graphs(model: EBSeg, sizes: tuple[Size, ...], batch: Dimension) -> list[ExportableGraph]:
+    """Every graph of a bundle, in the order they are exported: per size the three sized ones, then the shared two.
+
+    Args:
+        model: with its weights.
+        sizes: canvases.
+        batch: pictures per run, or "batch" for graphs that take any number of them.
+    """
     spec = model.spec
     graphs = []
     for size in sizes:
@@ -125,7 +135,9 @@ def exportable_graphs(model: EBSeg, sizes: tuple[Size, ...], batch: int) -> list
     return graphs
 
 
-def _exportable(name: GraphName, module: nn.Module, spec: ModelSpec, size: Size | None, batch: int) -> ExportableGraph:
+def _exportable(
+    name: GraphName, module: nn.Module, spec: ModelSpec, size: Size | None, batch: Dimension
+) -> ExportableGraph:
     return ExportableGraph(
         name=name, size=size, batch=batch, module=module.eval(), spec=graph_spec(name, spec, size, batch)
     )

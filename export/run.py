@@ -30,6 +30,8 @@ class ExportRequest:
     sizes: tuple[Size, ...] = ()
     """Canvases; none takes the variant's default_canvas, a square."""
     batch: int = 1
+    """Pictures per run, or the most of them."""
+    dynamic_batch: bool = False
     overwrite: bool = False
     threads: int | None = None
     """Threads for torch and ONNX Runtime; None takes all cores."""
@@ -43,6 +45,8 @@ class ExportRequest:
                 raise InputError(
                     f"--size {size}: sides must be multiples of {CANVAS_DIVISOR}", cure=f"for example {up[0]}x{up[1]}"
                 )
+        if self.dynamic_batch and self.batch < 2:
+            raise InputError("--dynamic-batch: 1 picture at most is no range", cure="give the most, as --batch 8")
         if len(set(self.sizes)) < len(self.sizes):
             raise InputError(f"--size: {', '.join(map(str, self.sizes))} has a size twice", cure="give each once")
 
@@ -68,7 +72,13 @@ def export_checkpoint(request: ExportRequest, *, progress: Progress = lambda ste
     return export_bundle(
         model,
         request.output,
-        ExportConfig(sizes=sizes, batch=request.batch, overwrite=request.overwrite, threads=request.threads),
+        ExportConfig(
+            sizes=sizes,
+            batch=request.batch,
+            dynamic_batch=request.dynamic_batch,
+            overwrite=request.overwrite,
+            threads=request.threads,
+        ),
         provenance={**provenance, "command": request.command} if request.command else provenance,
         progress=progress,
     )

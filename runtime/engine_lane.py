@@ -77,17 +77,21 @@ class EngineLane:
             for name in LANE_GRAPHS[:-1]:  # of fixed shapes: set once
                 inputs = self._contexts[name].engine.spec.inputs
                 self._contexts[name].set_shapes({each.name: self._arrays[each.name].shape for each in inputs})
+            self._batch = self._arrays["image"].shape[0]
+            """Pictures that the contexts are set to."""
             self._owned = owned.pop_all()
 
     def start(self, picture: Mapping[str, Any], words: Mapping[str, Array]) -> None:
         """Put a whole run on the lane's stream, without waiting for it.
 
         Args:
-            picture: `image` uint8 (B, 3, H, W) and `valid_size` int32 (B, 2), each on the host or on the GPU.
+            picture: `image` uint8 (B, 3, H, W) and `valid_size` int32 (B, 2), each on the host or on the GPU. B is the
+                engines' batch, or of a dynamic one any within their profile.
             words: `text_embeddings` (N+1, D) and `seen` (N,), on the host; copied to the GPU when they change.
         """
         if picture.keys() != set(PICTURE):
             raise BackendError(f"picture of {', '.join(picture) or 'nothing'}", cure=f"give {' and '.join(PICTURE)}")
+        self._set_batch(picture["image"].shape)
         for name, array in picture.items():
             self._put(name, array)
         self._put_words(self._checked_words(words))
@@ -121,7 +125,7 @@ class EngineLane:
         array = self._arrays[name]
         return DeviceArray(
             address=array.address,
-            shape=self._shapes.get(name, array.shape),
+            shape=self._shapes.get(name, self._shape(name)),
             dtype=array.dtype,
             stream=self.stream,
             owner=self,
@@ -201,20 +205,37 @@ class EngineLane:
             graph, self._graph = self._graph, None
             self._device.destroy_graph(graph)
 
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, with the number of pictures that is set."""
+        shape = self._arrays[name].shape
+        return (self._batch, *shape[1:]) if self._specs[name].shape[0] == "batch" else shape
+
+    def _set_batch(self, image_shape: tuple[int, ...]) -> None:
+        """Set the contexts to another number of pictures, where the batch is dynamic."""
+        if self._specs["image"].shape[0] != "batch" or len(image_shape) != 4 or image_shape[0] == self._batch:
+            return
+        self._batch = image_shape[0]
+        self._drop_graph()
+        self._runs, self._shapes, self._words = 0, {}, {}  # the head's shapes follow with the words
+        for name in LANE_GRAPHS[:-1]:
+            inputs = self._contexts[name].engine.spec.inputs
+            self._contexts[name].set_shapes({each.name: self._shape(each.name) for each in inputs})
+
     def _put(self, name: str, given: Any) -> None:
         """Copy an input to where its engines read it; from pinned memory, or on the GPU."""
-        own, spec = self._arrays[name], self._specs[name]
+        own, spec, shape = self._arrays[name], self._specs[name], self._shape(name)
         array = as_device_array(given) if is_device_array(given) else given
-        if array.dtype != own.dtype or tuple(array.shape) != own.shape:
+        if array.dtype != own.dtype or tuple(array.shape) != shape:
             raise BackendError(
-                f"{name} is {array.dtype} {tuple(array.shape)}", cure=f"give {spec.dtype} {own.shape}, C-contiguous"
+                f"{name} is {array.dtype} {tuple(array.shape)}", cure=f"give {spec.dtype} {shape}, C-contiguous"
             )
         if isinstance(array, DeviceArray):
             self._after(array.stream)
             self._device.copy_on_device(own.address, array.address, array.nbytes, self.stream)
             return
-        self._staging[name][...] = array
-        self._device.copy_to_device(own.address, host_address(self._staging[name]), own.nbytes, self.stream)
+        staged = self._staging[name][: len(array)]
+        staged[...] = array
+        self._device.copy_to_device(own.address, host_address(staged), staged.nbytes, self.stream)
 
     def _after(self, stream: int | None) -> None:
         """Order the lane's work after another's stream."""
@@ -243,7 +264,7 @@ class EngineLane:
             return
         self._words = {}  # until all of them are there
         head = self._contexts[OPEN_VOCAB_HEAD]
-        shapes = {each.name: self._arrays[each.name].shape for each in head.engine.spec.inputs}
+        shapes = {each.name: self._shape(each.name) for each in head.engine.spec.inputs}
         shapes |= {name: array.shape for name, array in words.items()}
         if shapes != {name: shape for name, shape in self._shapes.items() if name in shapes}:
             self._drop_graph()

@@ -268,7 +268,8 @@ class Segmenter:
         canvas = places[0].canvas
         images = [place_picture(picture, place) for picture, place in zip(pictures, places, strict=True)]
         sizes = [place.valid_size for place in places]
-        missing = batch - len(pictures)  # a graph of a fixed batch runs full; repeats are thrown away
+        # A graph of a fixed batch runs full; repeats are thrown away.
+        missing = 0 if self.bundle.dynamic_batch else batch - len(pictures)
         return (
             canvas,
             {

@@ -70,6 +70,7 @@ def write_tiny_bundle(
     sizes: Sequence[Size] = TINY_SIZES,
     precisions: Sequence[str] = ("fp32",),
     batch: int = 1,
+    dynamic_batch: bool = False,
     seed: int = 3,
 ) -> Path:
     """Write a valid bundle to `folder` and return it.
@@ -82,7 +83,7 @@ def write_tiny_bundle(
         (folder / "graphs" / precision).mkdir(parents=True)
         for name in GRAPH_NAMES:
             for size in sizes if name in SIZED_GRAPHS else (None,):
-                spec = graph_spec(name, model, size, batch)
+                spec = graph_spec(name, model, size, "batch" if dynamic_batch else batch)
                 file = f"graphs/{precision}/{name}{'' if size is None else f'_{size}'}.onnx"
                 onnx.save(_graph(name, spec, model, size, seed), folder / file)
                 records.append(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import onnx
 import pytest
-from ebseg_deploy.contract import MANIFEST_NAME, BundleManifest, DimensionRange
+from ebseg_deploy.contract import MANIFEST_NAME, BundleManifest, ComputeRecord, DimensionRange, KeptRecord
 from ebseg_deploy.errors import BackendError, BundleError, ExportError, InputError
 from ebseg_deploy.export.engines import build as build_module
 from ebseg_deploy.export.engines.build import Engine, build_engines
 from ebseg_deploy.export.engines.census import take_census
 from ebseg_deploy.export.engines.plan import BuildRequest
 from ebseg_deploy.runtime.bundle import Bundle
-from ebseg_deploy.runtime.engine_file import check_engine
+from ebseg_deploy.runtime.engine_file import check_engine, rebuild_command
 from onnx import TensorProto, helper
 from rtx import needs_rtx
-from tiny_bundles import seal
+from tiny_bundles import TINY_SIZES, seal
 
 pytestmark = needs_rtx
 
@@ -237,6 +238,80 @@ def test_a_graph_whose_border_is_not_the_manifests(bundle: Path) -> None:
         replace_graph(bundle, "sam_image_encoder", model, spec=msgspec.structs.replace(record.spec, outputs=outputs))
         with pytest.raises(ExportError, match=said):
             build(bundle, "fp32", graphs=("sam_image_encoder",))
+
+
+def test_a_profile_for_a_dynamic_batch(make_tiny_bundle: Callable[..., Path]) -> None:
+    bundle = make_tiny_bundle(batch=4, dynamic_batch=True, sizes=TINY_SIZES[:1])
+    lengths = DimensionRange(min=1, opt=2, max=3)
+    engines = build(bundle, "fp32", ranges={"batch": lengths}, graphs=("adab_decoder", "open_vocab_head"))
+    assert [engine.sidecar.settings.profile["batch"] for engine in engines] == [lengths, lengths]
+    assert "--batch 1:2:3" in rebuild_command(engines[0].sidecar)
+    with pytest.raises(InputError, match="exported for 1 to 4 pictures"):
+        build(bundle, "fp32", ranges={"batch": DimensionRange(min=1, opt=1, max=8)})
+
+
+def test_a_merged_engine_beside_the_text_encoder(bundle: Path) -> None:
+    engines = build(bundle, "int8", merged=True)
+    assert [engine.plan.name for engine in engines] == ["merged.64x64.plan", "text_encoder.plan"]
+    folder = engines[0].plan.parent
+    assert {name for name in files(folder) if name.startswith(".")} == set()
+    sidecar = check_engine(engines[0].plan)
+    assert [tensor.name for tensor in sidecar.spec.inputs] == ["image", "valid_size", "text_embeddings", "seen"]
+    assert set(sidecar.source) == {
+        f"graphs/int8/{name}"
+        for name in (
+            "clip_image_encoder_64x64.onnx",
+            "sam_image_encoder_64x64.onnx",
+            "adab_decoder_64x64.onnx",
+            "open_vocab_head.onnx",
+        )
+    }
+    assert set(take_census(sidecar.layers).products_by_type) == {"Int8", "Half", "Float"}
+    assert len(sidecar.quantised_nodes) == 8
+    assert "--merged" in rebuild_command(sidecar)
+    assert [engine.kept for engine in build(bundle, "int8", merged=True)] == [True, True]
+    with pytest.raises(InputError, match="--graph text_encoder: a merged engine has all graphs"):
+        build(bundle, "int8", merged=True, graphs=("text_encoder",))
+
+
+def test_a_merged_engine_with_one_planted_graph_is_refused(bundle: Path) -> None:
+    shutil.copy(bundle / "graphs/fp32/adab_decoder_64x64.onnx", bundle / "graphs/fp16/adab_decoder_64x64.onnx")
+    seal(bundle, _manifest(bundle))
+    with pytest.raises(
+        ExportError, match=r"engine merged: promised fp16, but 1 of \d+ products are not: 1 Float, first"
+    ):
+        build(bundle, merged=True)
+    assert files(bundle / "engines/tensorrt-rtx/fp16") == {"merged.64x64.build.log"}
+
+
+def test_an_int8_graph_that_lost_its_int8_products_is_refused(bundle: Path) -> None:
+    """The very graph of the fp16 recipe under the int8 recipe's record."""
+    manifest = _manifest(bundle)
+    graphs = []
+    for record in manifest.graphs:
+        if (record.name, record.precision) == ("sam_image_encoder", "int8"):
+            shutil.copy(bundle / "graphs/fp16/sam_image_encoder_64x64.onnx", bundle / record.file)
+            record = msgspec.structs.replace(record, compute=ComputeRecord(base="fp16", quantised="int8"))
+        graphs.append(record)
+    seal(bundle, msgspec.structs.replace(manifest, graphs=tuple(graphs)))
+    with pytest.raises(ExportError, match=r"sam_image_encoder: promised int8, but none of its \d+ products is Int8"):
+        build(bundle, "int8", graphs=("sam_image_encoder",))
+
+
+def test_what_a_graph_says_of_itself_is_what_counts(bundle: Path) -> None:
+    """An FP32 graph under another recipe's name: refused by its label, accepted as what it says it is."""
+    manifest = _manifest(bundle)
+    kept = KeptRecord(pattern="*", precision="fp32", reason="a test", nodes=9)
+    graphs = tuple(
+        msgspec.structs.replace(record, compute=ComputeRecord(base="fp32", kept=(kept,)))
+        if record.precision == "bf16"
+        else record
+        for record in manifest.graphs
+    )
+    seal(bundle, msgspec.structs.replace(manifest, graphs=graphs))
+    (engine,) = build(bundle, "bf16", graphs=("adab_decoder",))
+    assert engine.sidecar.compute == {"adab_decoder": ComputeRecord(base="fp32", kept=(kept,))}
+    assert set(take_census(engine.sidecar.layers).products_by_type) == {"Float"}
 
 
 @pytest.mark.slow

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ebseg_deploy.contract import DimensionRange, graph_spec
 from ebseg_deploy.errors import InputError
-from ebseg_deploy.export.engines.profiles import DEFAULTS, parse_range, profile_for
+from ebseg_deploy.export.engines.profiles import DEFAULTS, batch_range, parse_range, profile_for
 from ebseg_deploy.export.engines.progress import PhaseTree
 from ebseg_deploy.export.engines.standalone import profile_shapes
+from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.vocabulary_build import PROMPTS_PER_RUN
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bundles import TINY_MODEL, TINY_SIZES
+from tiny_bundles import TINY_MODEL, TINY_SIZES, write_tiny_bundle
 
 
 def test_three_numbers_or_one() -> None:
@@ -87,3 +90,25 @@ def test_the_fraction_never_falls_nor_leaves_its_range(events: list[tuple[object
         getattr(tree, str(verb))(*arguments)
         assert before <= tree.fraction <= 1
         before = tree.fraction
+
+
+def test_a_fixed_batch_is_the_bundles(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    one = DimensionRange(min=1, opt=1, max=1)
+    assert batch_range(bundle, None) == batch_range(bundle, one) == one
+    with pytest.raises(
+        InputError, match=r"--batch 1:1:8: the graphs of .* run 1 at a time.*export --batch 8 --dynamic-batch"
+    ):
+        batch_range(bundle, parse_range("batch", "1:1:8"))
+
+
+def test_a_dynamic_batch_ends_where_the_bundle_was_exported_to(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b.ebseg", batch=4, dynamic_batch=True, sizes=TINY_SIZES[:1]))
+    assert batch_range(bundle, None) == DimensionRange(min=1, opt=1, max=4)
+    assert batch_range(bundle, parse_range("batch", "2:2:3")).max == 3
+    with pytest.raises(InputError, match=r"--batch 1:1:8: .* was exported for 1 to 4 pictures; .*--batch 8"):
+        batch_range(bundle, parse_range("batch", "1:1:8"))
+    record = bundle.graph("adab_decoder", TINY_SIZES[0])
+    assert profile_for(record.spec, {"batch": DimensionRange(min=1, opt=2, max=4)}) == {
+        "batch": DimensionRange(min=1, opt=2, max=4)
+    }

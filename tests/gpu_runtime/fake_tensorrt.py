@@ -39,6 +39,7 @@ PROFILE = {
     "classes_and_background": (2, 5, 13),
     "prompts": (1, 14, 112),
     "tokens": (2, 16, 77),
+    "batch": (1, 1, 4),
 }
 ACTIVATION_BYTES = 512
 
