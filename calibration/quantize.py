@@ -225,7 +225,7 @@ class _PairWriter:
         name = f"zero_point.{self._to}" + (f".{shape[0]}" if shape else "")
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        return self._constant(name, quantised(np.zeros(shape, np.float32), np.float32(1), self._to))
+        return self._constant(name, quantised(np.zeros(shape, np.float32), 1.0, self._to))
 
     def _constant(self, name: str, values: Array) -> ir.Value:
         tensor = ir.Tensor(np.asarray(values), name=name)

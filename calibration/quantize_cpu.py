@@ -169,7 +169,7 @@ class _Rewriter:
             name=f"{place}/Split",
         )
         self._graph.insert_before(at, split)
-        return split.outputs
+        return list(split.outputs)
 
     def _factors(self, product: Product, at: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         """q in FP32, k in INT8 and k's step.

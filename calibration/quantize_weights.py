@@ -26,6 +26,9 @@ _SCALES: Mapping[FloatType, np.dtype[Any]] = MappingProxyType(
     {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 )
 
+_LEAST: Mapping[FloatType, float] = MappingProxyType({"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126})
+"""The least number of each type that is not flushed to 0; a subnormal one in FP16, where weights of 0.005 get there."""
+
 
 def scale_for(amax: Array | float, to: QuantisedType, base: FloatType) -> Array:
     """The step (INT8) or factor (FP8) that takes values up to `amax`: amax / 127, amax / 448.
@@ -37,13 +40,13 @@ def scale_for(amax: Array | float, to: QuantisedType, base: FloatType) -> Array:
         float32, of amax's shape.
     """
     wanted = np.asarray(amax, np.float32) / np.float32(LARGEST[to])
-    least = float(ml_dtypes.finfo(_SCALES[base]).smallest_subnormal)
+    least = _LEAST[base]
     # An activation that was 0 in all pictures, or a weight's row of zeros: any step will do.
     held = np.maximum(wanted, np.float32(least)).astype(_SCALES[base])
     return np.asarray(held, np.float32)
 
 
-def quantised(values: Array, scale: Array, to: QuantisedType) -> Array:
+def quantised(values: Array, scale: Array | float, to: QuantisedType) -> Array:
     """Values in steps of `scale`, to nearest (ties to even), saturating.
 
     Args:
