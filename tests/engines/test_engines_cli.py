@@ -218,9 +218,24 @@ def test_the_shell_script_calls_trtexec(bundle: Path, tmp_path: Path) -> None:
     assert "--stronglyTyped" in calls[0]
     assert "--minShapes=tokens:1x2 --optShapes=tokens:14x16 --maxShapes=tokens:64x77" in calls[-1]
     assert "--noTF32 --memPoolSize=workspace:2048M" in calls[-1]
+    assert "--timingCacheFile=engines/tensorrt/fp16/timing.cache" in calls[-1]
     check = subprocess.run(["sh", "-n", str(folder / "check.sh")], capture_output=True, check=False)
     assert check.returncode == 0
     assert build(TRTEXEC="/none").returncode == 1
+
+
+def test_the_script_of_a_merged_engine(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "device"
+    options = ("--precision", "fp16", "--compute-capability", "8.7", "--merged", "--timing-cache", "none")
+    assert script(bundle, folder, *options).exit_code == 0
+    assert {path.name for path in (folder / "graphs/fp16").iterdir()} == {"merged.64x64.onnx", "text_encoder.onnx"}
+    jobs = json.loads((folder / "jobs.json").read_text())
+    assert [job["graph_file"] for job in jobs] == ["graphs/fp16/merged.64x64.onnx", "graphs/fp16/text_encoder.onnx"]
+    assert jobs[0]["sidecar"]["graph"] == "merged"
+    assert len(jobs[0]["sidecar"]["source"]) == 4
+    lines = (folder / "build.sh").read_text()
+    assert "engines/tensorrt/fp16/merged.64x64.plan" in lines
+    assert "timingCacheFile" not in lines
 
 
 def test_scripts_that_are_refused(bundle: Path, tmp_path: Path) -> None:

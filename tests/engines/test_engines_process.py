@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from ebseg_deploy.contract import EngineSettings, GraphSpec, TensorSpec, graph_spec
 from ebseg_deploy.errors import BackendError, ExportError
+from ebseg_deploy.export.engines import standalone
 from ebseg_deploy.export.engines.build import installed_version
 from ebseg_deploy.export.engines.job import BuildJob, Built
 from ebseg_deploy.export.engines.process import run_job
-from ebseg_deploy.export.engines.targets import TENSORRT
+from ebseg_deploy.export.engines.targets import TENSORRT, TENSORRT_RTX
 from onnx import TensorProto, helper, save
 from rtx import needs_rtx
 from tiny_bundles import TINY_MODEL, TINY_SIZES
@@ -188,3 +191,95 @@ def test_the_version_is_asked_without_loading_the_module_here(fake_module: FakeM
     fake_module("tensorrt", "print('[TRT] hello')\n__version__ = '10.3.0'")
     assert installed_version(TENSORRT) == "10.3.0"
     assert "tensorrt" not in sys.modules
+
+
+CACHING = """
+import os
+__version__ = "10.3.0"
+
+class Config:
+    def create_timing_cache(self, content):
+        if content == b"damaged":
+            raise RuntimeError("no cache")
+        return content
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        self.cache = cache
+        return cache != b"of another GPU"
+"""
+"""What of TensorRT's configuration concerns the timing cache; a cache is its own bytes."""
+
+
+@pytest.mark.parametrize(
+    ("found", "used", "said"),
+    [
+        (None, b"", "begun"),
+        (b"measured", b"measured", "8 bytes"),
+        (b"damaged", b"", "not of this TensorRT and GPU, or damaged"),
+        (b"of another GPU", b"", "not of this TensorRT and GPU, or damaged"),
+    ],
+)
+def test_a_timing_cache_that_does_not_fit_is_begun_again(
+    tmp_path: Path, found: bytes | None, used: bytes, said: str
+) -> None:
+    space: dict[str, type] = {}
+    exec(CACHING, space)
+    path = tmp_path / "timing.cache"
+    if found is not None:
+        path.write_bytes(found)
+    log = io.StringIO()
+    assert standalone._timing_cache(space["Config"](), str(path), log) == used
+    assert said in log.getvalue()
+
+
+def test_no_timing_cache_where_there_is_none_to_have(tmp_path: Path) -> None:
+    space: dict[str, type] = {}
+    exec(CACHING, space)
+    log = io.StringIO()
+    assert standalone._timing_cache(space["Config"](), None, log) is None
+    assert standalone._timing_cache(object(), str(tmp_path / "timing.cache"), log) is None
+    assert log.getvalue() == ""
+
+
+def test_a_timing_cache_on_a_full_disk_is_a_warning(tmp_path: Path) -> None:
+    log = io.StringIO()
+    cache = SimpleNamespace(serialize=lambda: b"measured")
+    standalone._keep_timing_cache(cache, str(tmp_path / "timing.cache"), log)
+    assert (tmp_path / "timing.cache").read_bytes() == b"measured"
+    assert [path.name for path in tmp_path.iterdir()] == ["timing.cache"]
+    standalone._keep_timing_cache(cache, str(tmp_path / "nowhere/timing.cache"), log)
+    assert "cannot be written: No such file or directory" in log.getvalue()
+
+
+@needs_rtx
+def test_a_timing_cache_goes_through_the_real_api(tmp_path: Path, bundle: Path) -> None:
+    """TensorRT for RTX keeps the calls and measures nothing: they are made, and their results are kept."""
+    graph = bundle / "graphs/fp32/sam_image_encoder_64x64.onnx"
+    cache = tmp_path / "timing.cache"
+    asked = msgspec.structs.replace(job("tensorrt_rtx", tmp_path, graph), timing_cache=str(cache))
+    run(asked)
+    first = cache.read_bytes()
+    assert first
+    run(asked)
+    assert f"timing cache {cache}: {len(first)} bytes" in (tmp_path / "x.log").read_text()
+
+
+def test_which_targets_time_kernels() -> None:
+    assert (TENSORRT.timing_cache, TENSORRT_RTX.timing_cache) == (True, False)
+    assert (TENSORRT.static_memory, TENSORRT_RTX.static_memory) == (False, True)
+
+
+@needs_rtx
+def test_the_flag_for_graph_capture_reaches_the_builder(tmp_path: Path) -> None:
+    import tensorrt_rtx
+
+    config = tensorrt_rtx.Builder(tensorrt_rtx.Logger()).create_builder_config()
+    builder = SimpleNamespace()
+    asked = msgspec.to_builtins(job("tensorrt_rtx", tmp_path))
+    flag = tensorrt_rtx.BuilderFlag.REQUIRE_USER_ALLOCATION
+    standalone._configure(tensorrt_rtx, builder, config, asked)
+    assert not config.get_flag(flag)
+    asked["settings"]["static_memory"] = True
+    standalone._configure(tensorrt_rtx, builder, config, asked)
+    assert config.get_flag(flag)
