@@ -27,21 +27,21 @@ from .observers import MaxObserver, Observer, observed_range
 from .ranges import GraphRanges, Range, Ranges
 from .survey import SurveyedPictures
 
-ChooseTensors = Callable[[GraphName, Path], Sequence[str]]
-"""Which tensors to observe, from a graph's name and .onnx file."""
+ChooseTensors = Callable[[Bundle, GraphRecord], Sequence[str]]
+"""Which tensors of one of a bundle's graphs to observe."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(graph, runs done, runs in all)."""
 
 
-def product_inputs(graph: GraphName, file: Path) -> list[str]:
-    """The activations that enter a product with weights: MatMul, Gemm or Conv, one of whose factors is a weight."""
-    model = onnx.load(file, load_external_data=False)
+def product_inputs(bundle: Bundle, record: GraphRecord) -> list[str]:
+    """The activations that enter a product: MatMul, Gemm or Conv; what any recipe may quantise."""
+    model = onnx.load(bundle.file(record.file), load_external_data=False)
     weights = {weight.name for weight in model.graph.initializer}
     found = [
         factor
         for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and weights & set(node.input[:2])
+        if node.op_type in ("MatMul", "Gemm", "Conv")
         for factor in node.input[:2]
         if factor not in weights
     ]
@@ -100,7 +100,7 @@ def calibrate(
             record = bundle.graph(name, size, precision)
             label = name if len(bundle.sizes) == 1 else f"{name} {size}"
             observation = _Observation(
-                file=bundle.file(record.file), graph=name, label=label, pictures=pictures, config=config, notice=notice
+                bundle=bundle, record=record, label=label, pictures=pictures, config=config, notice=notice
             )
             report = partial(progress, label)
             if name != ADAB_DECODER:
@@ -125,8 +125,8 @@ def calibrate(
 class _Observation:
     """One graph to be observed."""
 
-    file: Path
-    graph: GraphName
+    bundle: Bundle
+    record: GraphRecord
     label: str
     pictures: SurveyedPictures
     config: CalibrationConfig
@@ -135,18 +135,17 @@ class _Observation:
     def ranges(self, feeds: Feeds, progress: Callable[[int, int], None]) -> tuple[str, dict[str, Range]]:
         """The graph's hash, and its ranges."""
         config, spelling = self.config, self.config.observer.spelling
-        sha256 = graph_hash(self.file)
-        tensors = list(dict.fromkeys(config.tensors(self.graph, self.file)))
+        file = self.bundle.file(self.record.file)
+        sha256 = graph_hash(file)
+        tensors = list(dict.fromkeys(config.tensors(self.bundle, self.record)))
         key = ranges_key(sha256, tensors, feeds.identity, spelling)
         if config.cache is not None:
-            cached = load_cached(config.cache, self.file.stem, key)
+            cached = load_cached(config.cache, file.stem, key)
             if cached is not None and list(cached) == tensors:
-                self.notice(
-                    f"graph {self.label}: ranges were found before: {cache_file(config.cache, self.file.stem, key)}"
-                )
+                self.notice(f"graph {self.label}: ranges were found before: {cache_file(config.cache, file.stem, key)}")
                 return sha256, dict(cached)
         histograms = collect_histograms(
-            self.file,
+            file,
             tensors,
             feeds,
             name=self.label,
@@ -162,7 +161,7 @@ class _Observation:
                 config.cache,
                 CachedRanges(
                     key=key,
-                    graph=self.file.stem,
+                    graph=file.stem,
                     graph_sha256=sha256,
                     data=feeds.identity,
                     pictures_from=self.pictures.source.name,

@@ -13,15 +13,16 @@ from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Grap
 from ..errors import CalibrationError, InputError
 from ..export.precision.derive import DeriveConfig, check_source, derive_bundle
 from ..export.precision.formulas import name_formulas
+from ..export.precision.read import read_graph
 from ..export.precision.recipes import Recipe
 from ..runtime.bundle import Bundle
-from .calibrate import CalibrationConfig, calibrate
+from .calibrate import CalibrationConfig, ChooseTensors, calibrate
 from .feeds import graph_hash
 from .observers import MaxObserver, Observer
 from .quantize import Quantisation, activations_to_calibrate, insert_qdq
 from .quantize_check import CosineCheck, GraphCosines, check_cosines
 from .quantize_cpu import quantise_for_cpu
-from .ranges import Range, Ranges
+from .ranges import CALIBRATION_NAME, Range, Ranges, write_ranges
 from .survey import SurveyedPictures
 
 Progress = Callable[[str, int, int], None]
@@ -99,13 +100,13 @@ def quantise_bundle(
     )
 
 
-def tensors_to_observe(recipe: Recipe) -> Callable[[GraphName, Path], Sequence[str]]:
+def tensors_to_observe(recipe: Recipe) -> ChooseTensors:
     """For CalibrationConfig.tensors: the activations whose ranges a recipe needs."""
 
-    def choose(graph: GraphName, file: Path) -> Sequence[str]:
-        model = ir.load(file)
+    def choose(bundle: Bundle, record: GraphRecord) -> Sequence[str]:
+        model = read_graph(bundle, record)
         name_formulas(model)  # keep-lists speak of them
-        return activations_to_calibrate(model, recipe.graphs[graph])
+        return activations_to_calibrate(model, recipe.graphs[record.name])
 
     return choose
 
@@ -155,6 +156,8 @@ class _Work:
             if record.name == ADAB_DECODER and not self._has(ADAB_DECODER, record.size):
                 self._calibrate((ADAB_DECODER,), encoders=self._encoders_in(folder))
             done = insert_qdq(model, recipe, self._ranges_of(record))
+            assert self.ranges is not None
+            write_ranges(folder / CALIBRATION_NAME, self.ranges)  # anew with each graph: the decoder's come late
         self.quantisations[record.name, record.size] = done
         found = self._check(record, model, folder)
         self.cosines.append(found)

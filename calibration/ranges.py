@@ -13,6 +13,9 @@ from ..runtime.atomic_write import write_atomically
 
 RANGES_SCHEMA_VERSION = 1
 
+CALIBRATION_NAME = "calibration.json"
+"""The ranges file that a quantised bundle was made with, in its folder."""
+
 
 class Range(Record, frozen=True, kw_only=True):
     """What of an activation's values is to be represented; the rest is clipped."""

@@ -15,6 +15,7 @@ from .options import prepare_output_folder, warn
 from .progress import step_progress
 
 if TYPE_CHECKING:
+    from ..calibration.calibrate import ChooseTensors
     from ..calibration.coverage import Coverage, Overlap, Spread
     from ..calibration.ranges import Ranges
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     "--observer", default="max", show_default=True, metavar="RULE", help="max, percentile:99.99, entropy, mse, mse:fp8."
 )
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(SIZED_GRAPHS), help="Only this graph; repeatable.")
+@click.option("--recipe", metavar="NAME", help="Only what this recipe quantises; every factor of a product by default.")
 @click.option("--precision", help="Which of the bundle's precisions is observed; its first by default.")
 @click.option(
     "--evaluation", metavar="SOURCE", help="Pictures accuracy will be measured on: warn if they are calibrated on."
@@ -44,6 +46,7 @@ def command(
     limit: int,
     observer: str,
     graphs: tuple[GraphName, ...],
+    recipe: str | None,
     precision: str | None,
     evaluation: str | None,
     data: Path | None,
@@ -57,7 +60,7 @@ def command(
     A broken-off run goes on where it was when it is started again, and what was found before is not looked for again;
     another --observer needs no further run. Pictures that cannot be read are named and skipped.
     """
-    from ..calibration.calibrate import CalibrationConfig, calibrate
+    from ..calibration.calibrate import CalibrationConfig, calibrate, product_inputs
     from ..calibration.coverage import coverage, overlap
     from ..calibration.observers import observer_named
     from ..calibration.ranges import write_ranges
@@ -65,6 +68,10 @@ def command(
     from ..runtime.cache import cache_folder
 
     rule = observer_named(observer)
+    chosen = tuple(name for name in SIZED_GRAPHS if not graphs or name in graphs)
+    tensors: ChooseTensors = product_inputs
+    if recipe is not None:
+        chosen, tensors = _of_recipe(recipe, chosen)
     if output.is_dir():
         raise InputError(f"output {output} is a folder", cure="give the path of a file, as ranges.json")
     prepare_output_folder(output.parent)
@@ -80,7 +87,8 @@ def command(
             warn(str(shared))
     config = CalibrationConfig(
         observer=rule,
-        graphs=tuple(name for name in SIZED_GRAPHS if not graphs or name in graphs),
+        graphs=chosen,
+        tensors=tensors,
         precision=precision,
         cache=None if no_cache else cache_folder("calibration"),
         threads=threads,
@@ -89,6 +97,22 @@ def command(
         ranges = calibrate(opened, pictures, config, progress=report, notice=lambda line: click.echo(line, err=True))
     write_ranges(output, ranges)
     _show(output, ranges, shown, shared, as_json)
+
+
+def _of_recipe(name: str, graphs: tuple[GraphName, ...]) -> tuple[tuple[GraphName, ...], ChooseTensors]:
+    """Those of the graphs that a recipe calibrates, and what it needs of them."""
+    from ..calibration.quantize_bundle import tensors_to_observe
+    from ..export.precision.recipes import recipe_named
+
+    recipe = recipe_named(name)
+    chosen = tuple(
+        graph for graph in graphs if recipe.graphs[graph].quantised is not None and not recipe.graphs[graph].dynamic
+    )
+    if not chosen:
+        raise InputError(
+            f"recipe {name}: calibrates none of {', '.join(graphs)}", cure="give another --recipe or --graph"
+        )
+    return chosen, tensors_to_observe(recipe)
 
 
 def _show(output: Path, ranges: Ranges, shown: Coverage, shared: Overlap | None, as_json: bool) -> None:

@@ -60,7 +60,7 @@ def test_border_tensors_have_the_ranges_the_backend_gives(bundle: Bundle, pictur
         SAM_IMAGE_ENCODER: ["sam_feature_0", "sam_feature_3"],
         ADAB_DECODER: ["sam_feature_3", "clip_cls", "mask_logits", "embeddings_a"],
     }
-    config = CalibrationConfig(tensors=lambda graph, file: border[graph])
+    config = CalibrationConfig(tensors=lambda bundle, record: border[record.name])
     ranges = calibrate(bundle, pictures, config)
     seen: dict[str, list[np.ndarray]] = {}
     with OnnxRuntimeBackend() as backend:
@@ -85,18 +85,19 @@ def test_border_tensors_have_the_ranges_the_backend_gives(bundle: Bundle, pictur
             assert (each.low, each.high) == pytest.approx((values.min(), values.max()), rel=1e-5)
 
 
-def test_products_with_weights_are_observed_by_default(bundle: Bundle, pictures: SurveyedPictures) -> None:
+def test_factors_of_products_are_observed_by_default(bundle: Bundle, pictures: SurveyedPictures) -> None:
     ranges = calibrate(bundle, pictures, CalibrationConfig())
     assert [each.graph for each in ranges.graphs] == list(SIZED_GRAPHS)
     for each in ranges.graphs:
-        file = bundle.file(bundle.graph(each.graph, SQUARE).file)
+        record = bundle.graph(each.graph, SQUARE)
+        file = bundle.file(record.file)
         model = onnx.load(file)
         weights = {weight.name for weight in model.graph.initializer}
         convolutions = {node.input[0] for node in model.graph.node if node.op_type == "Conv"}
         assert set(each.ranges) == convolutions
         assert not weights & set(each.ranges)
         assert each.sha256 == graph_hash(file)
-        assert product_inputs(each.graph, file) == list(each.ranges)
+        assert product_inputs(bundle, record) == list(each.ranges)
     assert ranges.pictures == pictures.records
     assert (ranges.model, ranges.precision, ranges.observer) == ("ebseg-tiny", "fp32", "max")
 
@@ -135,13 +136,13 @@ def test_the_decoder_stands_behind_the_encoders_it_is_given(
     encoders = {
         (name, SQUARE): other.file(other.graph(name, SQUARE).file) for name in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
     }
-    config = CalibrationConfig(graphs=(ADAB_DECODER,), tensors=lambda graph, file: ["sam_feature_0", "mask_logits"])
+    config = CalibrationConfig(graphs=(ADAB_DECODER,), tensors=lambda bundle, record: ["sam_feature_0", "mask_logits"])
     own = calibrate(bundle, pictures, config)
     behind = calibrate(bundle, pictures, CalibrationConfig(**{**vars(config), "encoders": encoders}))
     theirs = calibrate(
         other,
         pictures,
-        CalibrationConfig(graphs=(SAM_IMAGE_ENCODER,), tensors=lambda graph, file: ["sam_feature_0"]),
+        CalibrationConfig(graphs=(SAM_IMAGE_ENCODER,), tensors=lambda bundle, record: ["sam_feature_0"]),
     )
     fed = behind.of(ADAB_DECODER, SQUARE)["sam_feature_0"]
     assert fed == theirs.of(SAM_IMAGE_ENCODER, SQUARE)["sam_feature_0"]
@@ -234,7 +235,7 @@ def test_the_cache_knows_other_pictures_graphs_and_tensors(
     assert notices(bundle, pictures) != []
     assert notices(bundle, survey(Pictures(), limit=4)) == []
     assert notices(Bundle.open(make_tiny_bundle("seed.ebseg", sizes=(SQUARE,), seed=5)), pictures) == []
-    assert notices(bundle, pictures, tensors=lambda graph, file: ["sam_feature_1"]) == []
+    assert notices(bundle, pictures, tensors=lambda bundle, record: ["sam_feature_1"]) == []
 
 
 def test_ranges_files_come_back_as_they_were(tmp_path: Path) -> None:
