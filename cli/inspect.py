@@ -22,8 +22,11 @@ MOST_OPERATORS = 12
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="PLAN", help="Another engine: show what differs.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Of engines: write a page that shows all of it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Everything, machine-readable, on stdout.")
-def command(path: Path, against: Path | None, as_json: bool) -> None:
+def command(path: Path, against: Path | None, html: Path | None, as_json: bool) -> None:
     """Show what is in a bundle (folder or zip), a vocabulary (.safetensors), a graph (.onnx) or an engine (.plan).
 
     Of an engine: how many of its layers compute in which type, by the builder's own report.
@@ -36,10 +39,14 @@ def command(path: Path, against: Path | None, as_json: bool) -> None:
         )
     if against is not None and path.suffix != ".plan":
         raise InputError(f"--against: {path} is no engine", cure="give two .plan files")
+    if html is not None and path.suffix != ".plan":
+        raise InputError(f"--html: {path} is no engine", cure="give a .plan file")
     if path.suffix == ".plan":
-        from .inspect_engine import show_difference, show_engine
+        from .inspect_engine import show_difference, show_engine, write_page
 
-        if against is None:
+        if html is not None:
+            write_page(path, against, html)
+        elif against is None:
             show_engine(path, as_json)
         else:
             show_difference(path, against, as_json)

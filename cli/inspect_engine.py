@@ -77,6 +77,22 @@ def show_difference(path: Path, other: Path, as_json: bool) -> None:
         click.echo(f"{path} and {other} are made alike")
 
 
+def write_page(path: Path, other: Path | None, page: Path) -> None:
+    """Write an HTML page about an engine, or about two."""
+    from ..errors import InputError
+    from ..export.engines.html_report import html_report
+    from ..runtime.atomic_write import write_atomically
+
+    text = html_report(_sidecar(path), None if other is None else _sidecar(other))
+    try:
+        write_atomically(page, text.encode("utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"--html {page}: {error.strerror}", cure="give a file in a folder that can be written"
+        ) from error
+    click.echo(f"{page}: open it in a browser")
+
+
 def _sidecar(path: Path) -> EngineSidecar:
     """The sidecar; layers that it lacks, as those of engines built by script do, come from the log beside the plan."""
     import msgspec
