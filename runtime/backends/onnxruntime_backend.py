@@ -165,7 +165,6 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.provider == "cpu":
-            # Products between Q/DQ pairs are computed on the rounded floats. Fused, int8 times int8 took 4 times as long
             # Products between Q/DQ pairs are computed on the rounded floats. Fused, int8 times int8 took four times as
             # long as FP32 on x86. Graphs of the recipe int8-cpu do not depend on this.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
