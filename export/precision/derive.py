@@ -29,6 +29,7 @@ from .emulate import emulate
 from .formulas import name_formulas
 from .lower import lower
 from .operators import computes
+from .positions import add_positions
 from .read import read_graph
 from .recipes import Keep, Recipe
 
@@ -152,6 +153,8 @@ def _derive_graph(
     graph_recipe = recipe.graphs[record.name]
     model = read_graph(bundle, record)
     name_formulas(model)
+    if graph_recipe.base != "fp32" and not graph_recipe.attention:
+        add_positions(model)
     if transform is not None:
         transform(record, model, folder)
     done = lower(model, graph_recipe.base, graph_recipe.keep)
