@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import engine_options, overlap_option, prepare_output_folder
+from .options import engine_options, overlap_option, prepare_output_folder, warn
 
 if TYPE_CHECKING:
     from ..benchmarks.accuracy import AccuracyReport
@@ -67,6 +67,7 @@ def command(
     it is left out of the seen and new means and reported by itself.
     """
     from ..benchmarks.accuracy import markdown, measure_accuracy
+    from ..benchmarks.calibration_overlap import calibration_overlap
     from ..benchmarks.labelled_sets import EMOJI_SCENES
     from ..runtime.segmenter import Segmenter
     from .progress import progress_bar
@@ -75,10 +76,15 @@ def command(
     if output is not None:
         prepare_output_folder(output)
     sets = _sets(dataset, data, images, labels, scenes)
-    reports = []
+    reports, overlaps = [], []
     how: dict[str, Any] = {"threads": threads, "overlap": overlap, "sentinel": sentinel}
     with Segmenter.load(bundle, backend, precision=precision, **how) as segmenter:
         other = None if against is None else Segmenter.load(against, backend, **how)
+        for examples in sets:
+            with progress_bar("looking for calibration pictures") as report:
+                overlaps.append(calibration_overlap(segmenter.bundle, examples, progress=report))
+            if overlaps[-1]:
+                warn(f"{examples.name}: {overlaps[-1]}")
         for place, examples in enumerate(sets):
             vocabulary = segmenter.vocabulary(examples.source, warn=lambda line: None)
             pair = None if other is None else (other, other.vocabulary(examples.source, warn=lambda line: None))
@@ -89,9 +95,12 @@ def command(
                 )
         if other is not None:
             other.close()
-    content = reports[0].as_dict()
+    content, *others = (
+        {**report.as_dict(), "calibration_pictures": None if found is None else len(found.same) + len(found.near)}
+        for report, found in zip(reports, overlaps, strict=True)
+    )
     if dataset == EMOJI_SCENES:
-        content["unseen_artist"] = reports[1].as_dict()
+        content["unseen_artist"] = others[0]
     if output is not None:
         import json
 
