@@ -10,7 +10,7 @@ ground and costs a floating-point type little.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,13 +79,16 @@ def activations_to_calibrate(model: ir.Model, recipe: GraphRecipe) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def insert_qdq(model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range]) -> Quantisation:
+def insert_qdq(
+    model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range], *, only: Collection[str] | None = None
+) -> Quantisation:
     """Put Q/DQ pairs around the products of an FP32 graph, in place; its floats stay FP32.
 
     Args:
         model: an exported graph, nodes named and shapes known.
         recipe: what to quantise to, what to keep; `base` decides only which numbers the scales may be.
         ranges: of every tensor that `activations_to_calibrate` names.
+        only: names of the products to quantise, of those that the recipe does; all by default.
 
     Raises:
         CalibrationError: a range is missing or not finite.
@@ -95,6 +98,8 @@ def insert_qdq(model: ir.Model, recipe: GraphRecipe, ranges: Mapping[str, Range]
     refuse_quantised(model)
     everything = products(model)
     reasons = {product.name: reason_to_keep(product, recipe) for product in everything}
+    if only is not None:
+        reasons = {name: reason if name in only else reason or "not asked for" for name, reason in reasons.items()}
     chosen = [product for product in everything if reasons[product.name] is None]
     _check_ranges(chosen, ranges)
     ranges = rewrite_attention(model, chosen, ranges)

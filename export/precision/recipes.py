@@ -171,6 +171,20 @@ FP8 = _quantised(
     attention=False,
     graphs=ENCODERS,
 )
+EVERY_PRODUCT: Mapping[QuantisedType, Recipe] = MappingProxyType(
+    {
+        "int8": INT8_ALL,
+        "fp8": _quantised(
+            "fp8-all",
+            "fp8",
+            "FP8 encoders with their attention, and decoder",
+            attention=True,
+            graphs=(*ENCODERS, ADAB_DECODER),
+        ),
+    }
+)
+"""Everything that can be quantised, for measuring what each part of it costs."""
+
 INT8_CPU = Recipe(
     name="int8-cpu",
     summary="INT8 encoders in ONNX Runtime's own operators, FP32 for the rest: for CPUs with VNNI; needs no pictures",
