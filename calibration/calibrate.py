@@ -86,7 +86,7 @@ def calibrate(
         notice: called with one line for each graph whose ranges or counts were found in the cache.
 
     Raises:
-        CalibrationError: see collect_histograms.
+        CalibrationError: a graph is quantised already; else see collect_histograms.
         BundleError: the bundle has not this precision.
     """
     precision = bundle.precisions[0] if config.precision is None else config.precision
@@ -98,6 +98,8 @@ def calibrate(
         on_canvas = PictureFeeds(pictures, size, batch=bundle.manifest.batch)
         for name in config.graphs:
             record = bundle.graph(name, size, precision)
+            if record.compute is not None and record.compute.quantised:
+                raise CalibrationError(f"graph {name}: is {record.precision} already", cure="give the FP32 bundle")
             label = name if len(bundle.sizes) == 1 else f"{name} {size}"
             observation = _Observation(
                 bundle=bundle, record=record, label=label, pictures=pictures, config=config, notice=notice

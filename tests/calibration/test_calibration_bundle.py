@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,11 +16,12 @@ from ebseg_deploy.calibration.observers import MseObserver
 from ebseg_deploy.calibration.pictures import CalibrationPicture
 from ebseg_deploy.calibration.ranges import GraphRanges, Range, Ranges, read_ranges, write_ranges
 from ebseg_deploy.calibration.survey import SurveyedPictures, survey
-from ebseg_deploy.contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, SIZED_GRAPHS, Size
+from ebseg_deploy.contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, SIZED_GRAPHS, ComputeRecord, Size
 from ebseg_deploy.errors import CalibrationError
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
-from ebseg_deploy.runtime.bundle import Bundle
+from ebseg_deploy.runtime.bundle import Bundle, read_manifest
 from ebseg_deploy.runtime.canvas import choose_canvas, place_picture
+from tiny_bundles import seal
 
 SQUARE = Size(height=64, width=64)
 
@@ -161,6 +163,17 @@ def test_a_decoder_without_both_encoders_is_refused(bundle: Bundle, pictures: Su
 def test_graphs_that_see_no_picture_are_refused(bundle: Bundle, pictures: SurveyedPictures) -> None:
     with pytest.raises(CalibrationError, match="text_encoder: is not calibrated"):
         calibrate(bundle, pictures, CalibrationConfig(graphs=("text_encoder",)))
+
+
+def test_a_quantised_bundle_is_refused(tiny_bundle_copy: Path, pictures: SurveyedPictures) -> None:
+    manifest = read_manifest(tiny_bundle_copy)
+    graphs = tuple(
+        msgspec.structs.replace(record, precision="int8", compute=ComputeRecord(base="fp16", quantised="int8"))
+        for record in manifest.graphs
+    )
+    seal(tiny_bundle_copy, msgspec.structs.replace(manifest, graphs=graphs))
+    with pytest.raises(CalibrationError, match="is int8 already; give the FP32 bundle"):
+        calibrate(Bundle.open(tiny_bundle_copy), pictures, CalibrationConfig())
 
 
 class Counting(Pictures):
