@@ -22,12 +22,16 @@ from ..contract import MERGED, GraphRecord, GraphSpec, Size, TensorSpec
 from ..errors import BackendError, ExportError, InputError, ParityError
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ..runtime.bundle import Bundle
-from ..runtime.parity import deviation
+from ..runtime.parity import CHAIN_TOLERANCES, deviation
 from .merged_spec import MERGED_GRAPHS, RESULTS, merged_prefix, merged_spec
 
 TOLERANCE = 1e-4
-"""Relative deviation allowed between the merged graph and its parts in ONNX Runtime, which fuses across their borders;
-measured on EBSeg-B and nano in FP32: 0."""
+"""Relative deviation allowed between the merged graph and its parts in ONNX Runtime in FP32; measured: 0 and 1e-6.
+
+In other precisions that of the chain from FP32 holds (parity.CHAIN_TOLERANCES): ONNX Runtime on a CPU has few kernels
+in half precision, computes between casts instead, and leaves out those that meet, which are others once the borders are
+gone. Measured on nano in FP16: 1e-3. A wrong wire is off by more than 1.
+"""
 
 
 def merge_graphs(bundle: Bundle, size: Size, precision: str, file: Path) -> GraphSpec:
@@ -190,6 +194,7 @@ def _compare(
     bundle: Bundle, size: Size, precision: str, file: Path, spec: GraphSpec, threads: int | None
 ) -> dict[str, float]:
     tensors = _inputs(spec)
+    tolerance = TOLERANCE if precision == "fp32" else CHAIN_TOLERANCES.get(precision, 0.25)
     try:
         with OnnxRuntimeBackend(threads=threads) as backend:
             opened = backend.open(file, spec=spec, name=MERGED)
@@ -204,10 +209,10 @@ def _compare(
     found: dict[str, float] = {}
     for result in RESULTS:
         difference = deviation(result, got[result], tensors[result])
-        if not difference.relative <= TOLERANCE:
+        if not difference.relative <= tolerance:
             raise ParityError(
                 f"merged graph: {result}: relative deviation {difference.relative:.1e} from its parts exceeds "
-                f"{TOLERANCE:.0e} ({precision}; largest |Δ| {difference.largest:.1e})",
+                f"{tolerance:.0e} ({precision}; largest |Δ| {difference.largest:.1e})",
                 cure="report it with the versions `ebseg doctor` prints; the single graphs are not affected",
             )
         found[result] = difference.largest
