@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from ..contract import CLIP_IMAGE_ENCODER, GRAPH_NAMES, TEXT_ENCODER, Size
 from ..errors import InputError
 from ..runtime.backends import open_backend
+from ..runtime.backends.tensorrt_backend import TensorRtBackend
 from ..runtime.bundle import Bundle
 from ..runtime.canvas import choose_canvas
 from ..runtime.label_map import label_map
@@ -71,7 +73,7 @@ class GraphLatency:
 
     alone: LatencySummary
     pipeline: LatencySummary | None
-    """While the pipeline ran; None for the text encoder, which has no part in it."""
+    """While the pipeline ran; None for the text encoder, which has no part in it, and for engines that run as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +152,19 @@ def measure_latency(
     rss_before, _ = peak_rss_bytes()
     reset_peak_rss()
     runs, total = config.warmup + config.repeats, (config.warmup + config.repeats) * (2 + len(GRAPH_NAMES))
-    backend = TimedBackend(open_backend(config.backend, threads=config.threads))
-    how = {"overlap": config.overlap, "sentinel": config.sentinel}
-    with Segmenter.load(bundle, backend, threads=config.threads, precision=config.precision, **how) as segmenter:
+    inner = open_backend(config.backend, threads=config.threads)
+    backend = TimedBackend(inner)
+    # Engines keep their tensors on the GPU and run as one: taken apart by a timer they would be another pipeline.
+    as_one = isinstance(inner, TensorRtBackend)
+    load = partial(
+        Segmenter.load,
+        bundle,
+        threads=config.threads,
+        precision=config.precision,
+        overlap=config.overlap,
+        sentinel=config.sentinel,
+    )
+    with load(backend=inner if as_one else backend) as segmenter:
         start = time.perf_counter()
         segmenter.warm_up(canvas)
         load_ms = (time.perf_counter() - start) * 1000
@@ -168,6 +180,9 @@ def measure_latency(
         in_pipeline = {name: LatencySummary.of(values) for name, values in backend.latencies_ms.items()}
 
         backend.keep_inputs = True
+        if as_one:
+            segmenter.close()  # else their memory is taken twice
+            segmenter = load(backend=backend)
         place = choose_canvas(picture.shape[0], picture.shape[1], (canvas,))
         prediction = segmenter.predict([picture], [place], vocabulary)
         label_map_ms = []
@@ -183,6 +198,7 @@ def measure_latency(
             )
             label_map_ms.append((time.perf_counter() - start) * 1000)
             report(runs + i + 1, total)
+        segmenter.close()
     graphs = _graphs_alone(bundle, config, canvas, backend.kept_inputs, lambda done: report(2 * runs + done, total))
     return LatencyReport(
         bundle=str(bundle.source),
