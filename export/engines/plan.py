@@ -193,6 +193,12 @@ def _check_graphs(planned: PlannedEngine, target: Target, capabilities: Sequence
                 "GridSample would sample the nearest pixel",
                 cure="export the bundle again with this release",
             )
+        if record.compute is not None and (record.compute.emulated or record.compute.dynamic):
+            what = "emulates its precision in FP32" if record.compute.emulated else "has ONNX Runtime's own operators"
+            raise InputError(
+                f"graph {record.file}: {what}: it is for CPUs",
+                cure="make the bundle with `ebseg quantize --recipe fp16`, without --emulate",
+            )
     for record, part in zip(planned.records, planned.promise.parts, strict=True):
         for type_name in (part.base, part.quantised):
             try:

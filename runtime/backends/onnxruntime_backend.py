@@ -117,6 +117,12 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def graph_file(self, bundle: Bundle, record: GraphRecord) -> Path:
+        if record.compute is not None and record.compute.base == "bf16" and not record.compute.emulated:
+            # ONNX knows BF16 convolutions from opset 22, in which TensorRT samples GridSample's nearest pixel.
+            raise BackendError(
+                f"graph {record.name}: {self.name} has no BF16 kernels for it",
+                cure="build engines with `ebseg build`, or make a bundle with `ebseg quantize --emulate` to measure",
+            )
         path = super().graph_file(bundle, record)
         files = [file for file in (record.file, record.weights) if file is not None]
         self._hashes[path] = " ".join(bundle.manifest.files[file].sha256 for file in files)
