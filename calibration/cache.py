@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from .. import __version__
 from ..contract import Record
 from ..runtime.atomic_write import write_atomically
 from .counts import KEY_DIGITS
@@ -36,8 +37,14 @@ class CachedRanges(Record, frozen=True, kw_only=True):
 
 
 def ranges_key(graph: str, tensors: Sequence[str], data: str, observer: str) -> str:
-    """What ranges depend on, as a sha256."""
-    content = {"graph": graph, "tensors": list(tensors), "data": data, "observer": observer}
+    """What ranges depend on, as a sha256; a release may change an observer, so it is part of it."""
+    content = {
+        "graph": graph,
+        "tensors": list(tensors),
+        "data": data,
+        "observer": observer,
+        "release": __version__,
+    }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

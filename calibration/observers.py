@@ -83,15 +83,20 @@ class EntropyObserver:
     For each threshold, P is the distribution with all that is clipped put into its last bin, and Q the distribution
     without it, its bins joined to 128 groups, each group's mass spread evenly over those of its bins that hold values.
 
-    Source: Migacz, '8-bit inference with TensorRT', GTC 2017.
+    The first bin counts no more than the second: zeros, of which a ReLU makes many, are exact on every grid, and joined
+    with their neighbours they would outweigh all else (on nano, thresholds that clip 28 % of a layer).
+
+    Source: Migacz, '8-bit inference with TensorRT', GTC 2017; the first bin as in NVIDIA's pytorch-quantization.
     """
 
     spelling = "entropy"
 
     def threshold(self, histogram: Histogram) -> float:
         best, least = histogram.amax, math.inf
+        counts = histogram.counts.copy()
+        counts[0] = min(counts[0], counts[1])
         for kept in _candidates(histogram):
-            divergence = clipping_divergence(histogram.counts, kept)
+            divergence = clipping_divergence(counts, kept)
             if divergence < least:
                 best, least = kept * histogram.width, divergence
         return min(best, histogram.amax)

@@ -17,7 +17,10 @@ from .progress import step_progress
 if TYPE_CHECKING:
     from ..calibration.calibrate import ChooseTensors
     from ..calibration.coverage import Coverage, Overlap, Spread
-    from ..calibration.ranges import Ranges
+    from ..calibration.ranges import GraphRanges, Ranges
+
+MUCH_CLIPPED = 0.05
+"""Share of an activation's values; more is no tail."""
 
 
 @click.command()
@@ -96,7 +99,23 @@ def command(
     with step_progress("calibrating", remaining=True) as report:
         ranges = calibrate(opened, pictures, config, progress=report, notice=lambda line: click.echo(line, err=True))
     write_ranges(output, ranges)
+    for each in ranges.graphs:
+        clipped = _much_clipped(each)
+        if clipped is not None:
+            warn(clipped)
     _show(output, ranges, shown, shared, as_json)
+
+
+def _much_clipped(graph: GraphRanges) -> str | None:
+    """A line about activations that lost a good part of their values."""
+    lost = {name: found.clipped for name, found in graph.ranges.items() if found.clipped > MUCH_CLIPPED}
+    if not lost:
+        return None
+    worst = max(lost, key=lost.__getitem__)
+    return (
+        f"{graph.graph}: {len(lost)} activations are clipped by more than {100 * MUCH_CLIPPED:.0f} %, {worst} by "
+        f"{100 * lost[worst]:.0f} %; --observer max clips nothing"
+    )
 
 
 def _of_recipe(name: str, graphs: tuple[GraphName, ...]) -> tuple[tuple[GraphName, ...], ChooseTensors]:

@@ -175,3 +175,9 @@ def test_many_unreadable_pictures_are_not_all_listed(
 def test_a_ranges_file_that_is_missing_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError):
         read_ranges(tmp_path / "none.json")
+
+
+def test_activations_that_lose_much_are_warned_of(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("calibrate", tiny_bundle, "--images", photos, "-o", tmp_path / "r.json", "--graph", "sam_image_encoder")
+    assert "clipped by more than" not in run(*words).stderr
+    assert "are clipped by more than 5 %" in run(*words, "--observer", "percentile:80").stderr
