@@ -61,9 +61,15 @@ class Part:
     kept: tuple[tuple[str, str], ...] = ()
     """(pattern of node names without the prefix, type), for the nodes that do not follow base and quantised."""
 
+    strict: bool = False
+    """Whether every product is promised in the quantised type but the kept ones, as recipes record it. A label says
+    no more than that there are some."""
+
     @property
     def types(self) -> set[str]:
         """The builder's names of the types that its products may have outside the kept nodes."""
+        if self.quantised and self.strict:
+            return {LAYER_TYPES[self.quantised]}
         return {LAYER_TYPES[name] for name in (self.base, self.quantised) if name}
 
     def owns(self, node: str) -> bool:
@@ -74,7 +80,8 @@ class Part:
         """Whether a node need not follow, and may have the builder's type of that name (any by default)."""
         inner = node.removeprefix(self.prefix)
         return self.owns(node) and any(
-            fnmatchcase(inner, pattern) and type_name in (None, LAYER_TYPES[kept]) for pattern, kept in self.kept
+            fnmatchcase(inner, pattern) and type_name in (None, LAYER_TYPES[kept], LAYER_TYPES[self.base])
+            for pattern, kept in self.kept
         )
 
 
@@ -120,7 +127,9 @@ def promise_of(
         prefix = merged_prefix(graph) if engine == MERGED else ""
         base, quantised, kept = _stated(graph, precision) if record is None else _recorded(record)
         inner = tuple((pattern.removeprefix(prefix), kind) for pattern, kind in further)
-        parts.append(Part(prefix=prefix, base=base, quantised=quantised, kept=(*kept, *inner)))
+        parts.append(
+            Part(prefix=prefix, base=base, quantised=quantised, kept=(*kept, *inner), strict=record is not None)
+        )
     return Promise(engine=engine, precision=precision, parts=tuple(parts))
 
 

@@ -264,6 +264,18 @@ def test_what_the_recipe_recorded_is_the_promise_whatever_its_name() -> None:
         check([HALF], "adab_decoder", "int8-all", compute)
 
 
+def test_a_recorded_int8_graph_may_have_no_other_product_than_its_keep_list_says() -> None:
+    """Q/DQ pairs that were never there leave nothing between them to be missed: the keep-list tells."""
+    compute = ComputeRecord(base="fp16", quantised="int8", kept=(kept("patch/*", "fp16"),))
+    patch = layer("Half", role="convolution", node="patch/Conv")
+    check([INT8, patch], "sam_image_encoder", "int8", compute)
+    lost = layer("Half", node="blocks.3.mlp/MatMul")
+    with pytest.raises(ExportError, match=r"1 of 3 products are not: 1 Half, first blocks\.3\.mlp/MatMul"):
+        check([INT8, patch, lost], "sam_image_encoder", "int8", compute)
+    check([INT8, patch, lost], "sam_image_encoder", "int8", compute, keep_fp32=["blocks.3.mlp/*"])
+    check([INT8, patch, lost], "sam_image_encoder", "int8")  # a label alone promises no more than some
+
+
 def test_a_graph_kept_whole_promises_its_own_type() -> None:
     head = ComputeRecord(base="fp32", kept=(kept("*", "fp32"),))
     check([FLOAT, ADD], "open_vocab_head", "fp16", head)
@@ -301,8 +313,10 @@ def test_a_merged_engine_keeps_each_graphs_promise() -> None:
     ):
         with pytest.raises(ExportError, match=f"engine merged: promised int8.*{said}"):
             check_promise([*right, wrong], promise)
-    with pytest.raises(ExportError, match="merged sam_image_encoder: promised int8, but none of its 1 products is Int"):
+    with pytest.raises(ExportError, match="merged: promised int8, but 1 of 5 .*: 1 Half, first sam_image_encoder/x"):
         check_promise([layer("Half", node="sam_image_encoder/x"), *right[1:]], promise)
+    with pytest.raises(ExportError, match="merged sam_image_encoder: promised int8, but none of its 0 products is Int"):
+        check_promise(right[1:], promise)
     with pytest.raises(ExportError, match=r"merged sam_image_encoder: .* 1 of 2 products between"):
         check_promise(right, promise, quantised_nodes=[*quantised, "sam_image_encoder/lost/MatMul"])
 
