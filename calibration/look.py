@@ -14,7 +14,7 @@ SIDE = 16
 
 NEAR_BITS = 40
 """Bits of 256 that may differ between two copies of a picture. Measured on emoji scenes: JPEG of quality 50, or half or
-twice the size, changes at most 30; two scenes differ in 87 or more of 30,720 pairs, and in 126 in the middle."""
+twice the size, changes at most 30; two scenes differ in 88 or more, of 30,720 pairs, and in 126 in the middle."""
 
 FLAT_CONTRAST = 4.0
 """Standard deviation of brightness, of 255, below which a picture is too flat to have a look of its own."""
