@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Model: TypeAlias = "Path | onnx.ModelProto"
 
+OLDEST_ONNXRUNTIME = (1, 21)
+"""The first that looks for weights in a given folder when the graph itself comes from memory."""
+
 FLOATS = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 """Element type of an activation -> its bytes."""
 
@@ -135,6 +138,10 @@ class GraphTap:
         del tapped.graph.output[:]
         tapped.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in inner)
         ort = load_onnxruntime()
+        if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST_ONNXRUNTIME:
+            raise CalibrationError(
+                f"onnxruntime {ort.__version__}: calibration needs 1.21", cure="pip install --upgrade onnxruntime"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.enable_mem_pattern = False

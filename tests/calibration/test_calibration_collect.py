@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ebseg_deploy.calibration import collect as collect_module
 from ebseg_deploy.calibration.collect import collect, collect_histograms
 from ebseg_deploy.calibration.histogram import Histogram
 from ebseg_deploy.calibration.observers import MaxObserver
-from ebseg_deploy.calibration.tap import GraphTap
+from ebseg_deploy.calibration.tap import GraphTap, OpenTap
 from ebseg_deploy.errors import CalibrationError
 from onnx import TensorProto
 
@@ -213,6 +214,29 @@ def test_graphs_that_cannot_be_read_or_run_are_refused(feeds: ArrayFeeds, tmp_pa
         collect_histograms(two_products(), ["hidden"], ArrayFeeds([]))
     with pytest.raises(CalibrationError, match="failed"):
         collect_histograms(two_products(), ["hidden"], ArrayFeeds([np.zeros((3, 5), np.float32)]))
+
+
+def test_an_onnxruntime_that_is_too_old_is_named(feeds: ArrayFeeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.19.2")
+    with pytest.raises(CalibrationError, match=r"onnxruntime 1.19.2: calibration needs 1.21; pip install"):
+        collect_histograms(two_products(), ["hidden"], feeds)
+
+
+def test_no_activation_outlives_its_run(feeds: ArrayFeeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    arrays: list[weakref.ref[np.ndarray]] = []
+    read = OpenTap.read
+
+    def watched(self: OpenTap, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        alive.append(sum(each() is not None for each in arrays))
+        tensors = read(self, feed)
+        arrays.extend(weakref.ref(tensors[name]) for name in ("hidden", "y"))
+        return tensors
+
+    monkeypatch.setattr(OpenTap, "read", watched)
+    collect_histograms(two_products(), TENSORS, feeds)
+    assert alive == [0] * 5
+    assert len(arrays) == 10
 
 
 def test_nodes_that_no_tensor_needs_are_not_run(feeds: ArrayFeeds) -> None:
