@@ -35,10 +35,12 @@ def command(bundle: Path, hashes_only: bool, backend: str, threads: int | None, 
         return
 
     from ..runtime.backends import open_backend
+    from ..runtime.known_bad import explanation
     from ..runtime.verify import verify_bundle
 
     with open_backend(backend, threads=threads) as engine, progress_bar("verifying graphs") as report:
         outputs = verify_bundle(opened, engine, progress=report)
+        host = engine.gpu_host()
     failed = [output for output in outputs if not output.passed]
     if as_json:
         print_json(
@@ -82,8 +84,12 @@ def command(bundle: Path, hashes_only: bool, backend: str, threads: int | None, 
         )
     if failed:
         worst = max(failed, key=lambda output: output.relative)
-        raise BundleError(
+        message = (
             f"bundle {bundle}: {len(failed)} of {len(outputs)} outputs differ, most {worst.graph} {worst.output}: "
-            f"relative deviation {worst.relative:.1e}, allowed {worst.tolerance:.0e}",
-            cure="try --backend onnxruntime; if it differs there too, export the bundle again",
+            f"relative deviation {worst.relative:.1e}, allowed {worst.tolerance:.0e}"
         )
+        if host is not None:
+            first = failed[0]  # what follows it differs because of it
+            known = explanation(host, opened.graph(first.graph, first.size, first.precision))
+            message += f"; the first is {first.graph}{f'; {known}' * bool(known)}"
+        raise BundleError(message, cure="try --backend onnxruntime; if it differs there too, export the bundle again")

@@ -125,6 +125,11 @@ def known_faults(host: GpuHost, record: GraphRecord) -> tuple[KnownBad, ...]:
     return tuple(entry for entry in KNOWN_BAD if entry.strikes(host, record))
 
 
+def explanation(host: GpuHost, record: GraphRecord) -> str:
+    """What is known of a graph that gives wrong numbers on a host, for an error's text; empty if nothing is."""
+    return "; ".join(f"known: {entry}" for entry in known_faults(host, record))
+
+
 def _types(record: GraphRecord) -> set[str]:
     """Types a graph computes in, its recipe's name among them."""
     compute = record.compute

@@ -28,7 +28,7 @@ from .backends import Backend, LoadedGraph, OpenGraph
 from .bundle import Bundle
 from .cache import cache_folder
 from .gpu_host import GpuHost
-from .known_bad import known_faults
+from .known_bad import explanation
 from .verify import VerifiedOutput, judge, read_reference, tolerance
 
 Array = npt.NDArray[Any]
@@ -150,7 +150,7 @@ class Sentinel:
 
     def _refusal(self, outcome: VerifiedOutput) -> BackendError:
         record = self._bundle.graph(outcome.graph, outcome.size, self._precision)
-        known = "; ".join(f"known: {entry}" for entry in known_faults(self._host, record))
+        known = explanation(self._host, record)
         what = (
             f"sentinel: {outcome.graph} {self._precision} gives wrong numbers on {self._host}: {outcome.output} is "
             f"{outcome.relative:.1e} off the bundle's reference, {outcome.tolerance:.1e} allowed"

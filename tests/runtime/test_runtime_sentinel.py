@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from ebseg_deploy import Segmenter
+from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import GRAPH_NAMES, ComputeRecord, GraphName, Size
 from ebseg_deploy.errors import BackendError, EbsegError
 from ebseg_deploy.runtime.backends import open_backend
@@ -162,6 +164,18 @@ class TestRefusal:
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(lambda _: segmenter(picture_pixels, words), range(3)))
         assert ran(backend).count("sam_image_encoder") == 1 + 3
+
+
+def test_verify_on_a_gpu_names_the_first_wrong_graph_and_known_faults(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = replace(HOST, engine_version="10.2.0.19")
+    backend = gpu(bundle, host, sam_feature_0=shifted)
+    monkeypatch.setattr("ebseg_deploy.runtime.backends.open_backend", lambda name, *, threads: backend)
+    outcome = CliRunner().invoke(ebseg, ["verify", str(bundle), "--backend", "tensorrt"])
+    assert outcome.exit_code == 1
+    assert "the first is sam_image_encoder; known: TensorRT 10.2.0" in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
 
 
 class TestMemory:
