@@ -76,7 +76,7 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
     rows = [
         ("model", model.name),
         ("canvases", ", ".join(map(str, manifest.sizes))),
-        ("pictures per run", manifest.batch),
+        ("pictures per run", f"1 to {manifest.batch}" if bundle.dynamic_batch else manifest.batch),
         ("queries", model.queries),
         ("embedding width", model.embedding_dim),
         ("CLIP", f"width {model.clip_width}, {model.clip_heads} heads, patch {model.clip_patch}"),

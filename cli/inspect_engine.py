@@ -37,6 +37,7 @@ def show_engine(path: Path, as_json: bool) -> None:
         ("compute capabilities", ", ".join(settings.compute_capabilities)),
         *((f"{name}, min:opt:max", lengths) for name, lengths in settings.profile.items()),
         ("TF32", "allowed" if settings.tf32 else "off"),
+        ("memory asked for in a run", "none: a run can be captured" if settings.static_memory else "up to TensorRT"),
         ("plan", f"{bytes_text(sidecar.plan.bytes)}, sha256 {sidecar.plan.sha256}"),
         ("weights", _bytes(memory.weights_bytes)),
         ("activations", _bytes(memory.activation_bytes)),
@@ -55,6 +56,14 @@ def show_engine(path: Path, as_json: bool) -> None:
         ]
         if products:
             print_table("Heaviest products", ("role", "type", "million multiply-adds", "nodes"), products)
+    kept = [
+        (name, each.pattern, each.precision, each.nodes, each.reason)
+        for name, record in sidecar.compute.items()
+        if record is not None
+        for each in record.kept
+    ]
+    if kept:
+        print_table("What the recipe keeps", ("graph", "ONNX nodes", "in", "nodes", "reason"), kept)
     sides = (("in", sidecar.spec.inputs), ("out", sidecar.spec.outputs))
     tensors = [
         (side, tensor.name, tensor.dtype, " × ".join(map(str, tensor.shape))) for side, each in sides for tensor in each
