@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
 
 from ...contract import FloatType, KeptRecord
 from ...errors import ExportError
@@ -45,8 +46,7 @@ def lower(model: ir.Model, base: FloatType, keep: Sequence[Keep] = ()) -> Loweri
     """Turn an FP32 graph into one that computes in `base`, in place.
 
     Args:
-        model: FP32 floats throughout, every node named and every value typed. It may contain Q/DQ pairs; their
-            scales become the base type, and the opset 19.
+        model: FP32 floats throughout. It may contain Q/DQ pairs; their scales become the base type, and the opset 19.
         base: type of whatever is not kept. With "fp32" nothing is changed.
         keep: nodes that compute in a wider type; the first whose pattern fits a node's name counts. A keep of the
             base type itself says nothing here.
@@ -77,22 +77,25 @@ def lower(model: ir.Model, base: FloatType, keep: Sequence[Keep] = ()) -> Loweri
 
 def _check(model: ir.Model) -> None:
     for node in model.graph:
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
+        kinds = {attribute.type for attribute in node.attributes.values()}
+        if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
             raise ExportError(
                 f"node {node.name}: {node.op_type} has a graph inside", cure="export without control flow"
             )
-        for value in node.outputs:
-            if value.dtype is None:
-                raise ExportError(
-                    f"node {node.name}: output {value.name} has no type", cure="infer the graph's types first"
-                )
+    if _untyped(model) is not None:
+        ir_passes.ShapeInferencePass()(model)
+    untyped = _untyped(model)
+    if untyped is not None:
+        raise ExportError(f"tensor {untyped.name}: its type cannot be told", cure="export the graph again")
     values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
     lowered = next((value for value in values if value.dtype in HALF_TYPES), None)
     if lowered is not None:
         raise ExportError(f"tensor {lowered.name} is {lowered.dtype} already", cure="start from the FP32 graph")
+
+
+def _untyped(model: ir.Model) -> ir.Value | None:
+    """A tensor whose type the file does not give."""
+    return next((value for node in model.graph for value in node.outputs if value.dtype is None), None)
 
 
 def _kept(model: ir.Model, keep: Sequence[Keep]) -> tuple[KeptRecord, ...]:
