@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from ..contract import (
     TOKENIZER_NAME,
     VILD_TEMPLATES,
     BundleManifest,
-    FileRecord,
     GraphName,
     GraphRecord,
     ReferenceRecord,
@@ -41,8 +40,8 @@ from ..model.ebseg import EBSeg
 from ..model.text import text_identity
 from ..model.training_names import training_names
 from ..runtime.bundle import Bundle
-from ..runtime.hashing import file_sha256
 from ..runtime.tokenizer import ClipTokenizer
+from .bundle_files import Progress, file_records
 from .check import check_graph, sampled
 from .graphs import ExportableGraph, exportable_graphs
 from .output_folder import whole_folder
@@ -53,9 +52,6 @@ from .weights import WeightsFile
 
 PRECISION = "fp32"
 Array = npt.NDArray[Any]
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(step, done, total) before each step, and once at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +119,6 @@ def export_bundle(
         (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
         steps.end()
     return Bundle.open(output, check_hashes=False)
-
-
-def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Size and hash of every file of a bundle but the manifest."""
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
 
 
 class _Steps:

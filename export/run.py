@@ -14,7 +14,8 @@ from ..model.ebseg import EBSeg
 from ..model.shipped import shipped_weights
 from ..runtime.bundle import Bundle
 from ..runtime.hashing import file_sha256
-from .bundle_writer import ExportConfig, Progress, export_bundle
+from .bundle_files import Progress
+from .bundle_writer import ExportConfig, export_bundle
 
 
 @dataclass(frozen=True, kw_only=True)

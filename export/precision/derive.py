@@ -1,7 +1,8 @@
 """From an FP32 bundle to one of another precision: graph by graph, each run and held against its FP32 form.
 
 Weights of one graph at a time are in memory. The new bundle is a bundle like any other: the same border, tokenizer,
-background and references, so that vocabularies, hosts and `ebseg verify` work with it as they did.
+background and references, so that vocabularies, hosts and `ebseg verify` work with it as they did. What its own graphs
+give for the reference pictures is kept too, for the sentinel of a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ... import __version__
 from ...contract import GRAPH_NAMES, MANIFEST_NAME, ComputeRecord, GraphName, GraphRecord, manifest_bytes
 from ...errors import InputError
 from ...runtime.bundle import Bundle
-from ..bundle_writer import Progress, file_records
+from ..bundle_files import Progress, file_records
 from ..output_folder import whole_folder
 from ..weights import WeightsFile
 from .check import DerivedCheck
@@ -29,6 +30,7 @@ from .emulate import emulate
 from .formulas import name_formulas
 from .lower import lower
 from .operators import computes
+from .own_references import OwnReferences
 from .positions import add_positions
 from .read import read_graph
 from .recipes import Keep, Recipe
@@ -84,6 +86,7 @@ def derive_bundle(
         place = folder / "graphs" / recipe.name
         place.mkdir(parents=True)
         check = DerivedCheck(bundle, folder, threads=config.threads)
+        own = OwnReferences(bundle, folder, recipe.name, threads=config.threads)
         derived = []
         with contextlib.ExitStack() as stack:
             weights: dict[GraphName, WeightsFile] = {}
@@ -96,11 +99,14 @@ def derive_bundle(
                 made = _derive_graph(bundle, record, recipe, folder, weights[record.name], config, transform)
                 progress(f"checking {label}", 2 * number + 1, 2 * len(records) + 1)
                 derived.append(msgspec.structs.replace(made, parity=check(record, made)))
+                own.add(made)
+        references = (*bundle.manifest.references, *own.write())
         progress("hashing", 2 * len(records), 2 * len(records) + 1)
         manifest = msgspec.structs.replace(
             bundle.manifest,
             graphs=tuple(derived),
             files=file_records(folder),
+            references=references,
             provenance={**bundle.manifest.provenance, **_provenance(bundle, recipe, config)},
         )
         (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
