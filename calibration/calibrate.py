@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import onnx
 
 from ..contract import (
@@ -157,7 +158,11 @@ class _Observation:
             progress=progress,
             notice=self.notice,
         )
-        ranges = {tensor: observed_range(histogram, config.observer) for tensor, histogram in histograms.items()}
+        nodes = _producers(file)
+        ranges = {
+            tensor: msgspec.structs.replace(observed_range(histogram, config.observer), node=nodes.get(tensor, ""))
+            for tensor, histogram in histograms.items()
+        }
         if config.cache is not None:
             store(
                 config.cache,
@@ -173,6 +178,12 @@ class _Observation:
                 ),
             )
         return sha256, ranges
+
+
+def _producers(file: Path) -> dict[str, str]:
+    """Tensor -> name of the node that computes it."""
+    graph = onnx.load(file, load_external_data=False).graph
+    return {tensor: node.name or node.op_type for node in graph.node for tensor in node.output}
 
 
 def _encoders(bundle: Bundle, decoder: GraphRecord, config: CalibrationConfig) -> dict[GraphName, Path]:

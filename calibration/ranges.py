@@ -24,6 +24,8 @@ class Range(Record, frozen=True, kw_only=True):
     high: float
     clipped: float = 0.0
     """Share of the calibration's values outside, 0 to 1."""
+    node: str = ""
+    """The node that computes it: its place in the model. "" for an input of the graph."""
 
     @property
     def amax(self) -> float:

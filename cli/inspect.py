@@ -27,7 +27,8 @@ MOST_OPERATORS = 12
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything, machine-readable, on stdout.")
 def command(path: Path, against: Path | None, html: Path | None, as_json: bool) -> None:
-    """Show what is in a bundle (folder or zip), a vocabulary (.safetensors), a graph (.onnx) or an engine (.plan).
+    """Show what is in a bundle (folder or zip), a vocabulary (.safetensors), a graph (.onnx), an engine (.plan) or a
+    ranges file of `ebseg calibrate` (.json).
 
     Of an engine: how many of its layers compute in which type, by the builder's own report.
 
@@ -50,6 +51,10 @@ def command(path: Path, against: Path | None, html: Path | None, as_json: bool) 
             show_engine(path, as_json)
         else:
             show_difference(path, against, as_json)
+    elif path.suffix == ".json" and path.is_file():
+        from .inspect_ranges import show_ranges
+
+        show_ranges(path, as_json)
     elif path.suffix == ".onnx":
         _show_graph(path, as_json)
     elif path.suffix == ".safetensors":

@@ -97,6 +97,10 @@ def test_factors_of_products_are_observed_by_default(bundle: Bundle, pictures: S
         weights = {weight.name for weight in model.graph.initializer}
         convolutions = {node.input[0] for node in model.graph.node if node.op_type == "Conv"}
         assert set(each.ranges) == convolutions
+        producers = {output: node.op_type for node in model.graph.node for output in node.output}  # nodes have no names
+        assert {tensor: found.node for tensor, found in each.ranges.items()} == {
+            tensor: producers.get(tensor, "") for tensor in convolutions
+        }
         assert not weights & set(each.ranges)
         assert each.sha256 == graph_hash(file)
         assert product_inputs(bundle, record) == list(each.ranges)

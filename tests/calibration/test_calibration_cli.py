@@ -181,3 +181,19 @@ def test_activations_that_lose_much_are_warned_of(tiny_bundle: Path, photos: Pat
     words = ("calibrate", tiny_bundle, "--images", photos, "-o", tmp_path / "r.json", "--graph", "sam_image_encoder")
     assert "clipped by more than" not in run(*words).stderr
     assert "are clipped by more than 5 %" in run(*words, "--observer", "percentile:80").stderr
+
+
+def test_inspect_shows_a_ranges_file(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    run("calibrate", tiny_bundle, "--images", photos, "-o", output, "--graph", "sam_image_encoder")
+    shown = run("inspect", output)
+    assert shown.exit_code == 0
+    assert "4 of " in shown.stdout
+    assert "sam_image_encoder 64x96: the widest 1 of 1 activations" in shown.stdout
+    assert "AveragePool" in shown.stdout
+    content = json.loads(run("inspect", output, "--json").stdout)
+    assert content["kind"] == "ranges"
+    assert len(content["graphs"]) == 2
+    refused = run("inspect", tiny_bundle / "bundle.json")
+    assert refused.exit_code == 1
+    assert "; make it again with `ebseg calibrate`" in refused.stderr
