@@ -264,12 +264,15 @@ class TextRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     Left out of the file when None, so that seals stay as they were."""
 
 
-class ReferenceRecord(Record, frozen=True, kw_only=True):
+class ReferenceRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """What PyTorch gave for one picture, so that a bundle can be checked where there is no PyTorch."""
 
     size: Size
     file: str
     """Safetensors: graph inputs by name, and `expected.<output>` sampled by contract.sample_axes."""
+    precision: str | None = None
+    """Of the graphs that gave the expected outputs, in ONNX Runtime on a CPU; None for PyTorch, and then it is left
+    out of the file."""
 
 
 class BundleManifest(Record, frozen=True, kw_only=True):

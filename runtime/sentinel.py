@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import GRAPH_NAMES, GraphName, Record, Size
+from ..contract import GRAPH_NAMES, GraphName, Record, ReferenceRecord, Size
 from ..errors import BackendError
 from .atomic_write import write_atomically
 from .backends import Backend, LoadedGraph, OpenGraph
@@ -29,7 +29,8 @@ from .bundle import Bundle
 from .cache import cache_folder
 from .gpu_host import GpuHost
 from .known_bad import explanation
-from .verify import VerifiedOutput, judge, read_reference, tolerance
+from .parity import QUERY_OUTPUTS
+from .verify import VerifiedOutput, judge, own_tolerance, read_reference, tolerance
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -88,26 +89,25 @@ class Sentinel:
             BackendError: an output differs from its reference; the message names the graph, and the known faults of
                 such engines.
         """
-        references = [each for each in self._bundle.manifest.references if size in (each.size, None)]
-        if not references:
+        reference = self._reference(size)
+        if reference is None:
             warnings.warn(
                 f"bundle {self._bundle.source}: no references, so this GPU's numbers go unchecked", stacklevel=2
             )
             return
         loaded = {graph: self._backend.loaded(each) for graph, each in graphs.items()}
         tf32 = any(each.tf32 for each in loaded.values())
-        facts = self._facts(size, loaded, tf32)
+        limits = self._limits(reference, graphs, tf32)
+        facts = self._facts(size, loaded, limits)
         name = hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
         if self._remembered(name, facts):
             return
-        reference = read_reference(self._bundle, references[0])
-        found = run(_inputs(reference, graphs))
+        tensors = read_reference(self._bundle, reference)
+        found = run(_inputs(tensors, graphs))
         outcomes = [
-            judge(graph, references[0].size, self._precision, tensor.name, found[tensor.name], reference, tf32=tf32)
-            for graph in GRAPH_NAMES
-            if graph in graphs
-            for tensor in graphs[graph].spec.outputs
-            if tensor.name in found
+            judge(graph, reference.size, self._precision, output, found[output], tensors, allowed=allowed)
+            for (graph, output), allowed in limits.items()
+            if output in found
         ]
         for outcome in outcomes:  # in the order of the graphs: what follows the first fault differs because of it
             if not outcome.passed:
@@ -115,9 +115,36 @@ class Sentinel:
         if len(outcomes) == sum(len(graph.spec.outputs) for graph in graphs.values()):
             self._remember(name, facts, outcomes)
 
-    def _facts(self, size: Size | None, loaded: Mapping[GraphName, LoadedGraph], tf32: bool) -> dict[str, str]:
+    def _reference(self, size: Size | None) -> ReferenceRecord | None:
+        """What these graphs themselves gave elsewhere, if the bundle has it, else what PyTorch gave."""
+        fitting = [each for each in self._bundle.manifest.references if size in (each.size, None)]
+        fitting.sort(key=lambda each: each.precision != self._precision)
+        return next((each for each in fitting if each.precision in (self._precision, None)), None)
+
+    def _limits(
+        self, reference: ReferenceRecord, graphs: Mapping[GraphName, OpenGraph], tf32: bool
+    ) -> dict[tuple[GraphName, str], float]:
+        """How far each output may be off; in the order of the graphs."""
+        limits: dict[tuple[GraphName, str], float] = {}
+        records = {name: self._bundle.graph(name, reference.size, self._precision) for name in GRAPH_NAMES}
+        for graph in (name for name in GRAPH_NAMES if name in graphs):
+            for tensor in graphs[graph].spec.outputs:
+                if reference.precision is None:
+                    allowed = tolerance(tensor.name, self._precision, tf32=tf32)
+                elif tensor.name in QUERY_OUTPUTS:  # what comes before has a part in them
+                    allowed = own_tolerance(tensor.name, records.values())
+                else:
+                    allowed = own_tolerance(tensor.name, [records[graph]])
+                limits[graph, tensor.name] = allowed
+        return limits
+
+    def _facts(
+        self,
+        size: Size | None,
+        loaded: Mapping[GraphName, LoadedGraph],
+        limits: Mapping[tuple[GraphName, str], float],
+    ) -> dict[str, str]:
         host = self._host
-        limits = [tolerance(output, self._precision, tf32=tf32) for output in ("clip_dense", "mask_logits")]
         return {
             "format": str(FORMAT),
             "bundle": self._bundle.manifest.seal,
@@ -126,7 +153,7 @@ class Sentinel:
             "engine": f"{host.engine} {host.engine_version}",
             "gpu": f"{host.gpu}, compute capability {host.compute_capability}",
             "driver": host.driver,
-            "allowed": " ".join(map(str, limits)),
+            "allowed": " ".join(map(str, limits.values())),
             **{f"plan of {name}": each.sha256 for name, each in loaded.items()},
         }
 

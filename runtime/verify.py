@@ -6,7 +6,7 @@ what the graphs before it gave, and every output is held against its reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,29 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..contract import GRAPH_NAMES, GraphName, ReferenceRecord, Size, sample_axes
+from ..contract import GRAPH_NAMES, GraphName, GraphRecord, ReferenceRecord, Size, sample_axes
 from ..errors import BundleError
 from .backends.base import Backend
 from .bundle import Bundle
 from .parity import CHAIN_TOLERANCES, QUERY_OUTPUTS, TOLERANCES, deviation
 
 Array = npt.NDArray[Any]
-_EXPECTED = "expected."
+EXPECTED = "expected."
+"""Before an output's name, in a reference."""
+
+
+OWN_TOLERANCES: Mapping[str, tuple[float, float]] = {
+    "fp32": (2e-4, 5e-3),
+    "fp16": (1e-2, 0.2),
+    "bf16": (8e-2, 0.35),
+    "int8": (0.1, 0.3),
+    "fp8": (0.1, 0.3),
+}
+"""Type -> what one graph may deviate from its own numbers elsewhere, and what the end of the chain may.
+
+Twice what ONNX Runtime's own optimisations move EBSeg-nano by, and more than they move a seeded EBSeg-B (INT8: 0.04 and
+0.23). GridSample with the nearest point moves nano's chain by 0.6 in every type.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +74,7 @@ def verify_bundle(
         BundleError: the bundle carries no references, or one cannot be read.
         BackendError: a graph cannot be opened or run.
     """
-    references = bundle.manifest.references
+    references = [each for each in bundle.manifest.references if each.precision is None]
     if not references:
         raise BundleError(f"bundle {bundle.source}: no references to verify against", cure="export it again")
     total = len(references) * len(bundle.precisions) * len(GRAPH_NAMES)
@@ -93,7 +108,7 @@ def _run_chain(
     bundle: Bundle, backend: Backend, size: Size, precision: str, reference: dict[str, Array]
 ) -> Iterator[list[VerifiedOutput]]:
     """One graph after another, opened and closed in turn: no more memory than the largest needs."""
-    tensors = {name: array for name, array in reference.items() if not name.startswith(_EXPECTED)}
+    tensors = {name: array for name, array in reference.items() if not name.startswith(EXPECTED)}
     for name in GRAPH_NAMES:
         record = bundle.graph(name, size, precision)
         graph = backend.open(backend.graph_file(bundle, record), spec=record.spec, name=name)
@@ -103,7 +118,10 @@ def _run_chain(
         finally:
             backend.close(graph)
         tensors.update(got)
-        yield [judge(name, size, precision, output, array, reference, tf32=tf32) for output, array in got.items()]
+        yield [
+            judge(name, size, precision, output, array, reference, allowed=tolerance(output, precision, tf32=tf32))
+            for output, array in got.items()
+        ]
 
 
 def judge(
@@ -114,20 +132,20 @@ def judge(
     array: Array,
     reference: Mapping[str, Array],
     *,
-    tf32: bool = False,
+    allowed: float,
 ) -> VerifiedOutput:
     """Hold an output against its reference.
 
     Args:
         graph: whose output it is.
         size: canvas of the reference.
-        precision: of the graph; decides how far the output may be off.
+        precision: of the graph.
         output: its name.
         array: the whole output.
         reference: from `read_reference`.
-        tf32: see `tolerance`.
+        allowed: relative deviation; see `tolerance` and `own_tolerance`.
     """
-    expected = reference[_EXPECTED + output]
+    expected = reference[EXPECTED + output]
     found = deviation(output, np.asarray(array)[sample_axes(array.shape)], expected)
     return VerifiedOutput(
         graph=graph,
@@ -136,7 +154,7 @@ def judge(
         output=output,
         largest=found.largest,
         relative=found.relative,
-        tolerance=tolerance(output, precision, tf32=tf32),
+        tolerance=allowed,
     )
 
 
@@ -157,3 +175,16 @@ def tolerance(output: str, precision: str, *, tf32: bool = False) -> float:
             f"precision {precision!r}: no tolerance is known for it", cure=f"verify one of {', '.join(table)}"
         )
     return max(table[precision], table.get("fp16", 0.0)) if tf32 else table[precision]
+
+
+def own_tolerance(output: str, records: Iterable[GraphRecord]) -> float:
+    """Relative deviation from what the graphs themselves gave in ONNX Runtime: the same roundings, in another order.
+
+    Args:
+        output: its name.
+        records: of the graphs that have a part in it; the coarsest decides.
+    """
+    place = int(output in QUERY_OUTPUTS)
+    computes = [record.compute for record in records]
+    kinds = ["fp32" if each is None else each.quantised or each.base for each in computes]
+    return max(OWN_TOLERANCES[kind][place] for kind in kinds)
