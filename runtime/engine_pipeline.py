@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import ADAB_DECODER, OPEN_VOCAB_HEAD, GraphName, Size
+from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, OPEN_VOCAB_HEAD, GraphName, Size
 from ..errors import BackendError
 from .backends import OpenGraph
 from .backends.tensorrt_backend import TensorRtBackend, engine_of
@@ -240,7 +240,12 @@ class EnginePipeline:
         """Every tensor of a run, on the streams and buffers that later runs have."""
         words = {name: inputs[name] for name in WORDS}
         fits = self._backend.takes(graphs[OPEN_VOCAB_HEAD], {name: array.shape for name, array in words.items()})
-        lane.start({name: inputs[name] for name in PICTURE}, words if fits else lane.fewest_words())
+        least, most = (shape[0] for shape in engine_of(graphs[CLIP_IMAGE_ENCODER]).limits("image"))
+        given = len(inputs["image"])
+        # Engines of a dynamic batch may want more pictures than the reference has, or take fewer.
+        rows = np.arange(min(max(given, least), most)) % given
+        picture = {name: np.ascontiguousarray(inputs[name][rows]) for name in PICTURE}
+        lane.start(picture, words if fits else lane.fewest_words())
         found = lane.read_everything()
         if not fits:
             least, most = (shape[0] for shape in engine_of(graphs[OPEN_VOCAB_HEAD]).limits("seen"))

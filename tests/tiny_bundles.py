@@ -119,8 +119,11 @@ def write_tiny_bundle(
     return seal(folder, manifest)
 
 
-def add_references(folder: Path, *, classes: int = 7, seed: int = 0) -> Path:
-    """Give a tiny bundle references, with what ONNX Runtime computes as the expected outputs."""
+def add_references(folder: Path, *, classes: int = 7, seed: int = 0, pictures: int | None = None) -> Path:
+    """Give a tiny bundle references, with what ONNX Runtime computes as the expected outputs.
+
+    They have as many pictures as a run takes, or of a dynamic batch `pictures`.
+    """
     import onnxruntime
 
     bundle = Bundle.open(folder)
@@ -129,7 +132,7 @@ def add_references(folder: Path, *, classes: int = 7, seed: int = 0) -> Path:
     references = []
     for size in bundle.sizes:
         rows = random.normal(size=(classes + 1, bundle.model.embedding_dim)).astype(np.float32)
-        batch = bundle.manifest.batch
+        batch = pictures or bundle.manifest.batch
         tensors = {
             "image": random.integers(0, 256, (batch, 3, size.height, size.width), dtype=np.uint8),
             "valid_size": np.array([[size.height - 4, size.width - 8]] * batch, dtype=np.int32),

@@ -23,7 +23,7 @@ from ebseg_deploy.runtime.device import RecordingDevice
 from ebseg_deploy.runtime.engine_file import read_sidecar, sidecar_path
 from ebseg_deploy.runtime.engine_pipeline import EnginePipeline
 from ebseg_deploy.runtime.gpu_host import GpuHost, driver_version, find_gpu
-from fake_tensorrt import FakeTensorRt, write_engines
+from fake_tensorrt import PROFILE, FakeTensorRt, write_engines
 from tiny_bundles import add_references, write_tiny_bundle
 
 SIZE = Size(height=64, width=64)
@@ -137,6 +137,32 @@ def test_a_profile_without_the_references_classes_leaves_the_head_unchecked(
     with pytest.warns(UserWarning, match=r"open_vocab_head goes unchecked: built for 1 to 12 classes, .* has 20"):
         assert engines_run(folder, device) == ENGINES
     assert not cache_folder("sentinels").exists()
+
+
+@pytest.mark.parametrize(("profile", "pictures"), [((1, 1, 4), 2), ((1, 1, 4), 8), ((3, 3, 4), 2)])
+def test_a_dynamic_batch_is_checked_with_as_many_pictures_as_fit(
+    tmp_path: Path,
+    device: RecordingDevice,
+    make_tiny_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    profile: tuple[int, int, int],
+    pictures: int,
+) -> None:
+    monkeypatch.setenv("EBSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PROFILE, "batch", profile)
+    folder = make_tiny_bundle(sizes=(SIZE,), batch=8, dynamic_batch=True)
+    write_engines(add_references(folder, pictures=pictures))
+    assert engines_run(folder, device)[:4] == ENGINES
+    assert len(list(cache_folder("sentinels").iterdir())) == 1
+    replace_plan(
+        folder,
+        "adab_decoder",
+        write_engines(make_tiny_bundle("wrong.ebseg", sizes=(SIZE,), batch=8, dynamic_batch=True, seed=9)),
+    )
+    pipeline = load(folder, device)
+    with pytest.raises(BackendError, match="sentinel: adab_decoder"):
+        pipeline.open(SIZE)
+    pipeline.close()
 
 
 def test_engines_in_tf32_are_judged_as_such(
