@@ -313,7 +313,7 @@ def test_a_merged_engine_keeps_each_graphs_promise() -> None:
     ):
         with pytest.raises(ExportError, match=f"engine merged: promised int8.*{said}"):
             check_promise([*right, wrong], promise)
-    with pytest.raises(ExportError, match="merged: promised int8, but 1 of 5 .*: 1 Half, first sam_image_encoder/x"):
+    with pytest.raises(ExportError, match=r"merged: promised int8, but 1 of 5 .*: 1 Half, first sam_image_encoder/x"):
         check_promise([layer("Half", node="sam_image_encoder/x"), *right[1:]], promise)
     with pytest.raises(ExportError, match="merged sam_image_encoder: promised int8, but none of its 0 products is Int"):
         check_promise(right[1:], promise)
