@@ -30,8 +30,9 @@ from ..contract import (
 )
 from ..errors import CalibrationError
 from ..export.precision.formulas import name_formulas
+from ..export.precision.read import read_graph
 from ..export.precision.recipes import Recipe
-from ..runtime.backends import OpenGraph
+from ..runtime.backends import Backend, OpenGraph
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ..runtime.bundle import Bundle
 from ..runtime.canvas import choose_canvas, place_picture
@@ -171,7 +172,7 @@ def _variants(
 
 
 def _load(bundle: Bundle, record: GraphRecord) -> ir.Model:
-    model = ir.load(bundle.file(record.file))
+    model = read_graph(bundle, record)
     name_formulas(model)
     return model
 
@@ -216,7 +217,7 @@ class _Run:
     def __init__(
         self,
         bundle: Bundle,
-        backend: OnnxRuntimeBackend,
+        backend: Backend,
         canvas: Size,
         pictures: SurveyedPictures,
         vocabulary: Vocabulary,
@@ -236,8 +237,9 @@ class _Run:
         with self._opened((*SIZED_GRAPHS, OPEN_VOCAB_HEAD)) as graphs:
             for index in range(len(self._source)):
                 taken = self._source.source.picture(self._source.places[index])
-                place = choose_canvas(*taken.pixels.shape[:2], [self._canvas])
-                inputs = {
+                height, width = taken.pixels.shape[:2]
+                place = choose_canvas(height, width, [self._canvas])
+                inputs: dict[str, Array] = {
                     "image": place_picture(taken.pixels, place)[None],
                     "valid_size": np.array([place.valid_size], np.int32),
                 }
@@ -245,14 +247,13 @@ class _Run:
                 for name in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER):
                     encoded.update(self._backend.run(graphs[name], inputs))
                 decoded = self._backend.run(graphs[ADAB_DECODER], encoded)
-                shape = taken.pixels.shape[0], taken.pixels.shape[1]
                 self._kept.append(
                     _Picture(
                         inputs=inputs,
                         encoded=encoded,
                         embeddings={name: decoded[name] for name in EMBEDDINGS},
                         valid_size=place.valid_size,
-                        labels=self._labels(graphs, decoded, place.valid_size, shape),
+                        labels=self._labels(graphs, decoded, place.valid_size, (height, width)),
                         truth=taken.labels,
                     )
                 )
