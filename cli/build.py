@@ -17,6 +17,7 @@ from .progress import step_progress
 if TYPE_CHECKING:
     from ..contract import EngineTarget
     from ..export.engines.build import Engine
+    from ..export.engines.census import Census
 
 UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -158,14 +159,23 @@ def _show(engines: list[Engine], as_json: bool) -> None:
     print_table(
         f"Engines in {engines[0].plan.parent}: {first.precision}, {first.target} {first.tensorrt_version}, "
         f"compute capability {', '.join(first.settings.compute_capabilities)}",
-        ("engine", "plan", "seconds", "builder's peak", "products", "fused attention", "casts", ""),
+        (
+            "engine",
+            "plan",
+            "seconds",
+            "builder's peak",
+            "products, share of their work",
+            "fused attention",
+            "casts",
+            "",
+        ),
         [
             (
                 engine.plan.name,
                 bytes_text(engine.sidecar.plan.bytes),
                 f"{engine.sidecar.build_seconds:.1f}",
                 bytes_text(peak) if (peak := engine.sidecar.memory.builder_peak_bytes) is not None else "not said",
-                ", ".join(f"{count} {name}" for name, count in census.products_by_type.items()) or "none",
+                _products(census),
                 census.fused_attentions,
                 census.casts,
                 "kept" if engine.kept else "built",
@@ -173,3 +183,10 @@ def _show(engines: list[Engine], as_json: bool) -> None:
             for engine, census in zip(engines, censuses, strict=True)
         ],
     )
+
+
+def _products(census: Census) -> str:
+    counts = census.products_by_type
+    if len(counts) < 2:
+        return next((f"{count} {name}" for name, count in counts.items()), "none")
+    return ", ".join(f"{count} {name} ({census.share(name):.0%})" for name, count in counts.items())

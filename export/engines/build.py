@@ -154,6 +154,8 @@ def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Cal
     _check_room(plan, planned, request)
     try:
         try:
+            if planned.graph == MERGED:
+                watch(0.0, "merging the graphs")
             with _graph_file(plan, planned) as graph_file:
                 job = BuildJob(
                     module=plan.target.module,
