@@ -14,6 +14,13 @@ from .train_options import run_options, run_stage, set_threads
 @click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True, help="Length of the schedule.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, scenes and sampled points.")
 @click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
+@click.option(
+    "--unnamed",
+    type=click.FloatRange(0, 0.9),
+    default=0.5,
+    show_default=True,
+    help="Share of the objects that are no class: their masks are taught, their names are not.",
+)
 @click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
 @click.option(
     "--clip",
@@ -36,6 +43,7 @@ def command(
     steps: int,
     seed: int,
     ssc: float,
+    unnamed: float,
     name: str,
     clip_name: str,
     start: Path | None,
@@ -47,5 +55,13 @@ def command(
     from ..training.recipes import ebseg_stage, training_scenes
 
     set_threads(threads)
-    stage = ebseg_stage(folder / clip_name, training_scenes(data), steps=steps, seed=seed, structure=ssc, start=start)
+    stage = ebseg_stage(
+        folder / clip_name,
+        training_scenes(data, unnamed=unnamed > 0),
+        steps=steps,
+        seed=seed,
+        structure=ssc,
+        unnamed=unnamed,
+        start=start,
+    )
     run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)

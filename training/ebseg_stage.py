@@ -45,10 +45,14 @@ class EbsegStageConfig:
     bf16_pixel_decoder: bool = False
     """The published training keeps it in FP32; for nano bfloat16 makes a step a fifth shorter."""
     loss: LossConfig = field(default_factory=LossConfig)
+    unnamed: float = 0.0
+    """Share of the scenes' objects whose masks alone are taught; of emoji scenes."""
     seed: int = 0
 
 
-def nano_stage(model: EbsegConfig, *, steps: int, seed: int = 0, structure: float = 10.0) -> EbsegStageConfig:
+def nano_stage(
+    model: EbsegConfig, *, steps: int, seed: int = 0, structure: float = 10.0, unnamed: float = 0.0
+) -> EbsegStageConfig:
     """Nano's recipe: small batches of small pictures, a higher rate, fewer points (a mask has 4,096 pixels, not
     25,600), and CLIP's positions left alone, because they were learnt at this very size."""
     return EbsegStageConfig(
@@ -63,6 +67,7 @@ def nano_stage(model: EbsegConfig, *, steps: int, seed: int = 0, structure: floa
         bf16=True,
         bf16_pixel_decoder=True,
         loss=LossConfig(points=2048, structure=structure),
+        unnamed=unnamed,
         seed=seed,
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matching import MatchCosts, Targets, match
+from .matching import NO_NAME, MatchCosts, Targets, match
 from .points import sample_points, uncertain_points
 
 
@@ -62,10 +62,13 @@ def dice_loss(logits: Tensor, truth: Tensor, masks: float) -> Tensor:
 
 
 def class_loss(logits: Tensor, wanted: Tensor, background: float) -> Tensor:
-    """Cross-entropy with the background class (the last) weighted: (B, Q, N + 1), (B, Q) -> scalar."""
+    """Cross-entropy with the background class (the last) weighted: (B, Q, N + 1), (B, Q) -> scalar.
+
+    A query whose wanted class is NO_NAME is left out.
+    """
     weight = torch.ones(logits.shape[-1], dtype=logits.dtype, device=logits.device)
     weight[-1] = background
-    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight)
+    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, ignore_index=NO_NAME)
 
 
 def structure_consistency(embeddings: Sequence[Tensor], text: Sequence[Tensor]) -> Tensor:
@@ -122,8 +125,11 @@ def ebseg_losses(
         ]
         losses = _prediction_losses(prediction, targets, pairs, config, generator)
         if place == len(predictions) - 1:
-            embeddings = [prediction.embeddings_a[i, queries] for i, (queries, _) in enumerate(pairs)]
-            wanted = [text[target.classes[masks]] for target, (_, masks) in zip(targets, pairs, strict=True)]
+            classes = [target.classes[masks] for target, (_, masks) in zip(targets, pairs, strict=True)]
+            embeddings = [
+                prediction.embeddings_a[i, queries[classes[i] != NO_NAME]] for i, (queries, _) in enumerate(pairs)
+            ]
+            wanted = [text[each[each != NO_NAME]] for each in classes]
             losses["structure"] = structure_consistency(embeddings, wanted)
         for name, loss in losses.items():
             sums[name] = sums[name] + loss if name in sums else loss

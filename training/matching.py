@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 from .points import random_points, sample_points
 
+NO_NAME = -1
+"""Class of a target whose mask is taught and whose name is not."""
+
 
 class Targets(NamedTuple):
     """The truth of one picture: one mask per class that occurs."""
 
     classes: Tensor
-    """(K,) int64, index into the training classes."""
+    """(K,) int64, index into the training classes, or NO_NAME."""
     masks: Tensor
     """(K, H, W) float32, 0 or 1."""
 
@@ -77,8 +80,9 @@ def match(
     where = random_points(1, points, generator, mask_logits.device)
     logits = sample_points(mask_logits.float(), where.expand(len(mask_logits), -1, -1))
     truth = sample_points(targets.masks, where.expand(len(targets.masks), -1, -1))
+    named = targets.classes != NO_NAME
     cost = (
-        -costs.classification * class_logits.float().softmax(-1)[:, targets.classes]
+        -costs.classification * class_logits.float().softmax(-1)[:, targets.classes.clamp(min=0)] * named
         + costs.mask * pairwise_mask_cost(logits, truth)
         + costs.dice * pairwise_dice_cost(logits, truth)
     )

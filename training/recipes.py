@@ -22,21 +22,27 @@ from .clip_weights import install_clip
 from .contrastive import ContrastiveClip, folded, statistics
 from .distill_stage import DistillStage, DistillStageConfig
 from .ebseg_stage import EbsegStage, nano_stage
-from .emoji_classes import CLASS_NAMES
+from .emoji_classes import CLASS_NAMES, THINGS
+from .emoji_packages import default_cache
 from .initialise import initialise
 from .prompts import class_embeddings, prompt_tokens
 from .samples import EmojiSamples
 from .scenes import SceneConfig, SceneSource, batch
 from .sprites import TRAIN_ARTISTS, load_sprites
+from .unnamed_objects import unnamed_objects
 from .window_stage import WindowStage, WindowStageConfig
 
 STAGES = ("clip", "distill", "windows", "ebseg")
 _STATISTICS_BATCHES = 8
 
 
-def training_scenes(cache: Path | None = None, *, seed: int = 0) -> SceneSource:
-    """The training split, by the training artists."""
-    return SceneSource(sprites=load_sprites(cache, artists=TRAIN_ARTISTS), split="train", seed=seed)
+def training_scenes(cache: Path | None = None, *, seed: int = 0, unnamed: bool = False) -> SceneSource:
+    """The training split, by the training artists; with the objects that are no class after the things, if asked."""
+    cache = default_cache() if cache is None else cache
+    sprites = load_sprites(cache, artists=TRAIN_ARTISTS)  # says what is wrong with the cache
+    if unnamed:
+        sprites = load_sprites(cache, artists=TRAIN_ARTISTS, things=(*THINGS, *unnamed_objects(cache)))
+    return SceneSource(sprites=sprites, split="train", seed=seed)
 
 
 def clip_stage(source: SceneSource, config: ClipStageConfig | None = None) -> ClipStage:
@@ -104,6 +110,7 @@ def ebseg_stage(
     steps: int,
     seed: int = 0,
     structure: float = 10.0,
+    unnamed: float = 0.0,
     start: Path | None = None,
     model: EbsegConfig = EBSEG_NANO,
 ) -> EbsegStage:
@@ -115,6 +122,7 @@ def ebseg_stage(
         steps: of the poly schedule.
         seed: of initial weights, scenes and sampled points.
         structure: weight of SSC; 0 trains without.
+        unnamed: share of the objects that are no class; `source` must have such.
         start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given.
         model: the variant.
     """
@@ -124,9 +132,11 @@ def ebseg_stage(
         clip = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         load_weights(network, read_checkpoint(start / LAST)["state"]["model"], str(start))
         load_weights(network, clip, str(clip_folder), clip_only=True)  # it may be another than start's
-    samples = EmojiSamples(source, seed=seed)
+    samples = EmojiSamples(source, SceneConfig(unnamed=unnamed), seed=seed)
     text = class_embeddings(network.text_encoder(), samples.names)
-    return EbsegStage(nano_stage(model, steps=steps, seed=seed, structure=structure), network, samples, text)
+    return EbsegStage(
+        nano_stage(model, steps=steps, seed=seed, structure=structure, unnamed=unnamed), network, samples, text
+    )
 
 
 def _with_clip_of(folder: Path, stages: tuple[str, ...], model: EbsegConfig, cure: str) -> EBSeg:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from .emoji_classes import CLASSES
-from .matching import Targets
+from .matching import NO_NAME, Targets
 from .scenes import SceneConfig, SceneSource, batch
+from .unnamed_objects import UNNAMED
 
 IGNORE = 255
 
@@ -47,7 +49,10 @@ def masks_of(labels: Tensor, classes: int) -> Targets:
 
 
 class EmojiSamples:
-    """Scenes of seen things; the training classes are the seen classes, in their order in CLASSES."""
+    """Scenes of seen things; the training classes are the seen classes, in their order in CLASSES.
+
+    With `scene.unnamed` some of the objects are no class: targets of class NO_NAME.
+    """
 
     def __init__(self, source: SceneSource, scene: SceneConfig | None = None, *, seed: int = 0) -> None:
         seen = [i for i, each in enumerate(CLASSES) if each.seen]
@@ -55,27 +60,27 @@ class EmojiSamples:
         self.seed = seed
         self._source = source
         things = tuple(i for i in seen if CLASSES[i].emoji)
-        given = scene or SceneConfig()
-        self._scene = SceneConfig(
-            side=given.side,
-            objects=given.objects,
-            object_side=given.object_side,
-            difficulty=given.difficulty,
-            things=things,
-        )
-        self._index = torch.full((len(CLASSES),), IGNORE, dtype=torch.long)
+        self._scene = dataclasses.replace(scene or SceneConfig(), things=things)
+        self._index = torch.full((256,), IGNORE, dtype=torch.long)
         self._index[seen] = torch.arange(len(seen))
 
     def batch(self, step: int, size: int) -> Batch:
         """Scenes of their own: numbered from 2^40 on, apart from those of stage 1."""
         first = (1 << 40) + (self.seed << 32) + step * size
         images, labels = batch(self._source, range(first, first + size), self._scene)
-        mapped = self._index[torch.from_numpy(labels).long()]
         side = self._scene.side
         return Batch(
             images=torch.from_numpy(images),
             valid_size=torch.tensor([[side, side]] * size, dtype=torch.int32),
-            targets=[masks_of(each, len(self.names)) for each in mapped],
+            targets=[self._targets(torch.from_numpy(each).long()) for each in labels],
+        )
+
+    def _targets(self, labels: Tensor) -> Targets:
+        named = masks_of(self._index[labels], len(self.names))
+        numbers = torch.unique(labels[labels >= UNNAMED])
+        return Targets(
+            classes=torch.cat((named.classes, torch.full_like(numbers, NO_NAME))),
+            masks=torch.cat((named.masks, (labels == numbers[:, None, None]).float())),
         )
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 from .emoji_classes import STUFF_NAMES, THINGS
 from .sprites import SpriteBank
 from .textures import texture_bank
+from .unnamed_objects import UNNAMED
 
 Split = Literal["train", "val", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -40,6 +41,8 @@ class SceneConfig:
     difficulty: float = 1.0
     things: tuple[int, ...] = tuple(range(len(THINGS)))
     """Indices of the classes that may occur."""
+    unnamed: float = 0.0
+    """Share of the objects that are no class; the sprites must hold some, after the things."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +52,7 @@ class Scene:
     image: NDArray[np.uint8]
     """(side, side, 3) RGB."""
     labels: NDArray[np.uint8]
-    """(side, side), index into CLASSES; every pixel is labelled."""
+    """(side, side), index into CLASSES, or UNNAMED and above for an object without a name; every pixel is labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,11 @@ def compose(rng: np.random.Generator, sprites: SpriteBank, textures: NDArray[np.
     for _ in range(wanted * 6):
         if len(areas) == wanted:
             break
-        thing = int(rng.choice(np.asarray(config.things)))
+        unnamed = config.unnamed > 0 and rng.random() < config.unnamed
+        if unnamed:
+            thing = int(rng.integers(len(THINGS), sprites.pixels.shape[1]))
+        else:
+            thing = int(rng.choice(np.asarray(config.things)))
         artist = int(rng.integers(len(sprites.artists)))
         sprite = _vary(rng, Image.fromarray(sprites.pixels[artist, thing]), config)
         corner = _place(rng, sprite.size, config)
@@ -98,9 +105,9 @@ def compose(rng: np.random.Generator, sprites: SpriteBank, textures: NDArray[np.
         if any(covered[each] > _MOST_COVERED * areas[each] for each in range(len(areas))):
             continue
         canvas.paste(sprite, corner, sprite)
+        labels[shape] = UNNAMED + len(areas) if unnamed else thing
         owner[shape] = len(areas)
         areas.append(int(shape.sum()))
-        labels[shape] = thing
     return Scene(image=_disturb(rng, canvas, config), labels=labels)
 
 

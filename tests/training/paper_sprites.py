@@ -61,5 +61,11 @@ def paper_sprites() -> SpriteBank:
 
 
 @lru_cache(maxsize=3)
-def paper_scenes(split: str = "train") -> SceneSource:
-    return SceneSource(sprites=paper_sprites(), split=split)  # type: ignore[arg-type]
+def paper_scenes(split: str = "train", *, unnamed: int = 0) -> SceneSource:
+    """Scenes of them; `unnamed` squares come after the things."""
+    bank = paper_sprites()
+    squares = np.full((2, unnamed, SPRITE_SIDE, SPRITE_SIDE, 4), 255, np.uint8)
+    squares[..., :3] = np.random.default_rng(2).integers(0, 256, (2, unnamed, 1, 1, 3))
+    names = (*bank.names, *(f"unnamed {i}" for i in range(unnamed)))
+    bank = SpriteBank(artists=bank.artists, names=names, pixels=np.concatenate((bank.pixels, squares), axis=1))
+    return SceneSource(sprites=bank, split=split)  # type: ignore[arg-type]

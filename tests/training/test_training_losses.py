@@ -17,7 +17,7 @@ from ebseg_deploy.training.losses import (
     structure_consistency,
     weighted,
 )
-from ebseg_deploy.training.matching import MatchCosts, Targets, match, pairwise_dice_cost, pairwise_mask_cost
+from ebseg_deploy.training.matching import NO_NAME, MatchCosts, Targets, match, pairwise_dice_cost, pairwise_mask_cost
 from ebseg_deploy.training.points import random_points, sample_points, uncertain_points
 from torch.nn import functional as F
 
@@ -116,6 +116,34 @@ def test_matching_is_the_cheapest_of_all(seed: int) -> None:
     cheapest = min(sum(cost[q, k].item() for k, q in enumerate(p)) for p in itertools.permutations(range(5), 3))
     assert sorted(masks.tolist()) == [0, 1, 2]
     assert cost[queries, masks].sum().item() == pytest.approx(cheapest, rel=1e-5)
+
+
+def test_an_object_without_a_name_is_matched_by_its_mask_and_taught_no_class() -> None:
+    class_logits, mask_logits, targets = _picture(5, 3, 1)
+    nameless = Targets(classes=torch.full((3,), NO_NAME), masks=targets.masks)
+    pairs = [
+        match(logits, mask_logits, nameless, points=40, costs=MatchCosts(), generator=torch.Generator().manual_seed(9))
+        for logits in (class_logits, 100 * class_logits.flip(0))
+    ]
+    assert torch.equal(pairs[0][0], pairs[1][0])  # whatever the classes say
+    wanted = torch.tensor([[NO_NAME, 5, 2]])
+    logits = torch.randn(1, 3, 6)
+    assert class_loss(logits, wanted, 0.1).item() == pytest.approx(class_loss(logits[:, 1:], wanted[:, 1:], 0.1).item())
+    prediction = Supervised(
+        mask_logits=mask_logits[None],
+        embeddings_a=F.normalize(torch.randn(1, 5, 4), dim=-1),
+        logits_a=class_logits[None],
+        logits_b=class_logits[None],
+    )
+    text = F.normalize(torch.randn(6, 4), dim=-1)
+    config = LossConfig(points=40)
+    losses = ebseg_losses([prediction], [nameless], text, config, generator=torch.Generator().manual_seed(9))
+    assert losses["structure"] == 0
+    assert losses["mask"] > 0
+    unmatched = torch.ones(5, dtype=torch.bool)
+    unmatched[pairs[0][0]] = False
+    background = F.cross_entropy(class_logits[unmatched], torch.full((2,), 6))
+    assert losses["class_a"].item() == pytest.approx(background.item(), rel=1e-5)
 
 
 def test_a_picture_without_masks_matches_nothing() -> None:

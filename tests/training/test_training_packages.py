@@ -14,7 +14,17 @@ import pytest
 from ebseg_deploy.errors import InputError
 from ebseg_deploy.training import sprites
 from ebseg_deploy.training.emoji_classes import EmojiClass
-from ebseg_deploy.training.emoji_packages import PACKAGES, NpmPackage, default_cache, fetch, integrity, read_members
+from ebseg_deploy.training.emoji_packages import (
+    FLUENT,
+    NOTO,
+    PACKAGES,
+    NpmPackage,
+    default_cache,
+    fetch,
+    integrity,
+    read_members,
+)
+from ebseg_deploy.training.unnamed_objects import unnamed_objects
 from PIL import Image
 
 THINGS = (EmojiClass(name="dot", emoji="🔴", seen=True), EmojiClass(name="plane", emoji="✈️", seen=False))
@@ -138,3 +148,28 @@ def test_sprite_faults(artists: Path) -> None:
         sprites.load_sprites(artists, artists=("fluent",), things=THINGS)
     with pytest.raises(InputError, match="'dali' is unknown"):
         sprites.load_sprites(artists, artists=("dali",), things=THINGS)
+
+
+def test_unnamed_objects_are_drawn_by_both_artists_and_show_no_new_class(tmp_path: Path) -> None:
+    """One emoji for each reason to be left out, and two that stay."""
+    names = {
+        "1f9ed": "compass", "1f98a": "fox", "1f408": "cat", "1f63b": "smiling-cat-with-heart-eyes", "1f514": "bell",
+        "23f0": "alarm-clock", "1f4a3": "bomb", "1f1e6-1f1fa": "flag-australia",
+    }  # fmt: skip
+    categories = {
+        "Travel & Places": ["compass", "alarm-clock"], "Animals & Nature": ["fox", "cat"],
+        "Smileys & Emotion": ["smiling-cat-with-heart-eyes"], "Objects": ["bell", "bomb"],
+        "Activities": ["flag-australia"], "Food & Drink": [],
+    }  # fmt: skip
+    noto = {
+        "metadata.json": json.dumps({"categories": categories}).encode(),
+        "chars.json": json.dumps(names).encode(),
+    }
+    tarball(tmp_path / NOTO.file_name, noto)
+    fluent = [f"assets/{key}.webp" for key in names if key != "1f4a3"] + ["assets/23f0-fe0f.webp"]
+    tarball(tmp_path / FLUENT.file_name, dict.fromkeys(fluent, b""))
+    found = unnamed_objects(tmp_path)
+    assert [(each.name, each.emoji, each.seen) for each in found] == [
+        ("unnamed compass", "\N{COMPASS}", False),
+        ("unnamed alarm-clock", "\N{ALARM CLOCK}", False),
+    ]

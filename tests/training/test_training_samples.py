@@ -9,6 +9,7 @@ import pytest
 import torch
 from ebseg_deploy.errors import InputError
 from ebseg_deploy.training.emoji_classes import CLASSES
+from ebseg_deploy.training.matching import NO_NAME
 from ebseg_deploy.training.samples import CropConfig, EmojiSamples, FolderSamples, masks_of
 from ebseg_deploy.training.scenes import SceneConfig
 from paper_sprites import paper_scenes
@@ -29,6 +30,30 @@ def test_emoji_samples_show_no_new_class() -> None:
     again = samples.batch(3, 4)
     assert torch.equal(given.images, again.images)
     assert not torch.equal(given.images, samples.batch(4, 4).images)
+
+
+def test_unnamed_objects_have_masks_of_their_own_and_no_class() -> None:
+    named = EmojiSamples(paper_scenes(unnamed=3), SceneConfig(side=128)).batch(0, 6)
+    assert all((target.classes >= 0).all() for target in named.targets)
+    mixed = EmojiSamples(paper_scenes(unnamed=3), SceneConfig(side=128, unnamed=0.5)).batch(0, 6)
+    classes = torch.cat([target.classes for target in mixed.targets])
+    assert (classes == NO_NAME).any()
+    assert ((classes >= 0) & (classes < 48)).any()
+    for target in mixed.targets:
+        assert target.masks.sum(0).eq(1).all()  # no pixel is of two objects, none is lost
+        assert target.masks.flatten(1).any(1).all()
+    alone = EmojiSamples(paper_scenes(unnamed=3), SceneConfig(side=128, unnamed=1.0)).batch(0, 6)
+    things = torch.cat([target.classes for target in alone.targets])
+    assert not ((things >= 0) & (things < 48)).any()  # stuff and unnamed objects alone
+
+
+def test_scenes_without_unnamed_objects_are_what_they_were() -> None:
+    """The same scene from a bank with more sprites: the test split does not depend on what training adds."""
+    plain, more = paper_scenes("test"), paper_scenes("test", unnamed=3)
+    for index in range(3):
+        one, other = (source.scene(index, SceneConfig(side=128)) for source in (plain, more))
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.labels, other.labels)
 
 
 def test_masks_of_leaves_out_ignored_pixels() -> None:
