@@ -9,6 +9,7 @@ from .lazy import LazyGroup, LazyVerb
 BENCHMARKS = {
     "latency": LazyVerb("ebseg_deploy.cli.bench_latency", "Time every graph and the whole way, and the peak memory."),
     "accuracy": LazyVerb("ebseg_deploy.cli.bench_accuracy", "mIoU of seen and new classes, and what is confused."),
+    "precision": LazyVerb("ebseg_deploy.cli.bench_precision", "Recipes side by side: size, latency, agreement, mIoU."),
     "compare": LazyVerb("ebseg_deploy.cli.bench_compare", "Time a bundle against the published order in eager torch."),
 }
 

@@ -1,0 +1,257 @@
+"""Recipes side by side: what each makes of a bundle's graphs in size, latency, agreement and accuracy.
+
+Every derived bundle is held against the FP32 one in one run. A graph's two forms are timed in turn, so that a busy
+machine slows both; the ratio is the median of the pairs' ratios.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import ADAB_DECODER, GRAPH_NAMES, GraphName, Size
+from ..errors import InputError
+from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
+from ..runtime.bundle import Bundle
+from ..runtime.segmenter import Segmenter
+from ..runtime.verify import read_reference
+from .accuracy import measure_accuracy
+from .labelled_sets import LabelledSet
+from .machine import Machine, describe_machine
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what is measured, done, total)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """What to measure."""
+
+    repeats: int = 5
+    """Timed pairs of runs of each graph; 0 leaves the latencies out."""
+    warmup: int = 1
+    """Pairs before them that do not count."""
+    threads: int | None = None
+    """For ONNX Runtime."""
+    accuracy: bool = True
+    """Whether the weights are trained, so that mIoU means something; agreement is measured in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRow:
+    """One graph of one bundle."""
+
+    graph: GraphName
+    bytes: int
+    """Of the .onnx file and its weights. Canvases share their weights, which are counted with each."""
+    latency_ratio: float | None
+    """FP32's latency over this one's: above 1 is faster."""
+    ratio_min: float | None
+    ratio_max: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRow:
+    """One bundle."""
+
+    bundle: str
+    precision: str
+    emulated: bool
+    bytes: int
+    graphs: tuple[GraphRow, ...]
+    label_agreement: float | None
+    """Share of the pixels with the class FP32 gives, 0 to 1; None for FP32 itself or without pictures."""
+    seen_miou: float | None
+    new_miou: float | None
+    harmonic_miou: float | None
+    miou: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionReport:
+    """A measurement; the first row is FP32."""
+
+    model: str
+    canvas: str
+    dataset: str | None
+    pictures: int
+    repeats: int
+    threads: int | None
+    machine: Machine
+    rows: tuple[PrecisionRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_precisions(
+    bundles: Sequence[Bundle],
+    config: PrecisionConfig,
+    examples: LabelledSet | None = None,
+    *,
+    state: Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> PrecisionReport:
+    """Measure bundles that were derived from one.
+
+    Args:
+        bundles: the FP32 bundle, and those made of it by `ebseg quantize`.
+        config: what to measure.
+        examples: pictures for agreement and accuracy; both are left out without.
+        state: folder where a broken-off measurement of accuracy is kept.
+
+    Raises:
+        InputError: the first bundle is not FP32, or another one is of another model or canvas.
+        BundleError: a bundle carries no references.
+    """
+    source = bundles[0]
+    _check(bundles)
+    canvas = source.sizes[0]
+    inputs = _inputs(source, canvas, config.threads) if config.repeats else {}
+    rows = []
+    for number, bundle in enumerate(bundles):
+        label = bundle.precisions[0]
+        progress(f"timing {label}", 2 * number, 2 * len(bundles))
+        graphs = tuple(_graph_row(source, bundle, name, canvas, config, inputs) for name in GRAPH_NAMES)
+        progress(f"accuracy of {label}", 2 * number + 1, 2 * len(bundles))
+        rows.append(_row(source, bundle, graphs, config, examples, state))
+    progress("done", 2 * len(bundles), 2 * len(bundles))
+    return PrecisionReport(
+        model=source.model.name,
+        canvas=str(canvas),
+        dataset=None if examples is None else examples.name,
+        pictures=0 if examples is None else len(examples),
+        repeats=config.repeats,
+        threads=config.threads,
+        machine=describe_machine(),
+        rows=tuple(rows),
+    )
+
+
+def _check(bundles: Sequence[Bundle]) -> None:
+    source = bundles[0]
+    if source.precisions != ("fp32",):
+        raise InputError(
+            f"bundle {source.source}: {', '.join(source.precisions)}, wanted FP32 first",
+            cure="give the FP32 bundle before those made of it",
+        )
+    for other in bundles[1:]:
+        if other.model != source.model or other.sizes[0] != source.sizes[0]:
+            raise InputError(
+                f"bundle {other.source}: {other.model.name} {other.sizes[0]}, not {source.model.name} "
+                f"{source.sizes[0]} as {source.source}",
+                cure="give bundles made of the first by `ebseg quantize`",
+            )
+
+
+def _inputs(bundle: Bundle, canvas: Size, threads: int | None) -> dict[GraphName, dict[str, Array]]:
+    """Every graph's inputs for the reference picture, as the FP32 graphs before it give them."""
+    reference = next(each for each in bundle.manifest.references if each.size == canvas)
+    tensors = {
+        name: array for name, array in read_reference(bundle, reference).items() if not name.startswith("expected.")
+    }
+    found: dict[GraphName, dict[str, Array]] = {}
+    with OnnxRuntimeBackend(threads=threads) as backend:
+        for name in GRAPH_NAMES:
+            record = bundle.graph(name, canvas, "fp32")
+            graph = backend.open(bundle.file(record.file), spec=record.spec, name=name)
+            found[name] = {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs}
+            tensors.update(backend.run(graph, found[name]))
+            backend.close(graph)
+    return found
+
+
+def _graph_row(
+    source: Bundle,
+    bundle: Bundle,
+    name: GraphName,
+    canvas: Size,
+    config: PrecisionConfig,
+    inputs: Mapping[GraphName, Mapping[str, Array]],
+) -> GraphRow:
+    record = bundle.graph(name, canvas, bundle.precisions[0])
+    files = [file for file in (record.file, record.weights) if file is not None]
+    size = sum(bundle.manifest.files[file].bytes for file in files)
+    ratios: list[float] = []
+    if config.repeats and bundle is not source:
+        ratios = _ratios(source, bundle, name, canvas, config, inputs[name])
+    return GraphRow(
+        graph=name,
+        bytes=size,
+        latency_ratio=float(np.median(ratios)) if ratios else None,
+        ratio_min=min(ratios, default=None),
+        ratio_max=max(ratios, default=None),
+    )
+
+
+def _ratios(
+    source: Bundle,
+    bundle: Bundle,
+    name: GraphName,
+    canvas: Size,
+    config: PrecisionConfig,
+    inputs: Mapping[str, Array],
+) -> list[float]:
+    with OnnxRuntimeBackend(threads=config.threads) as backend:
+        opened = []
+        for each in (source, bundle):
+            record = each.graph(name, canvas, each.precisions[0])
+            opened.append(backend.open(each.file(record.file), spec=record.spec, name=name))
+        ratios = []
+        for pair in range(config.warmup + config.repeats):
+            seconds = []
+            for graph in opened:
+                start = time.perf_counter()
+                backend.run(graph, inputs)
+                seconds.append(time.perf_counter() - start)
+            if pair >= config.warmup:
+                ratios.append(seconds[0] / seconds[1])
+        return ratios
+
+
+def _row(
+    source: Bundle,
+    bundle: Bundle,
+    graphs: tuple[GraphRow, ...],
+    config: PrecisionConfig,
+    examples: LabelledSet | None,
+    state: Path | None,
+) -> PrecisionRow:
+    agreement: float | None = None
+    figures: dict[str, float | None] = dict.fromkeys(("seen_miou", "new_miou", "harmonic_miou", "miou"))
+    if examples is not None and (bundle is not source or config.accuracy):
+        with (
+            Segmenter.load(bundle, "onnxruntime", threads=config.threads) as segmenter,
+            Segmenter.load(source, "onnxruntime", threads=config.threads) as reference,
+        ):
+            against = None
+            if bundle is not source:
+                against = (reference, reference.vocabulary(examples.source, warn=lambda line: None))
+            found = measure_accuracy(
+                segmenter,
+                examples,
+                segmenter.vocabulary(examples.source, warn=lambda line: None),
+                against=against,
+                state=None if state is None else state / f".precision-{bundle.manifest.seal[:16]}.npz",
+            )
+        agreement = None if found.agreement is None else found.agreement.pixel_agreement
+        if config.accuracy:
+            figures = {name: getattr(found.figures, name) for name in figures}
+    compute = bundle.graph(ADAB_DECODER, source.sizes[0], bundle.precisions[0]).compute
+    return PrecisionRow(
+        bundle=str(bundle.source),
+        precision=bundle.precisions[0],
+        emulated=compute is not None and compute.emulated,
+        bytes=sum(file.bytes for file in bundle.manifest.files.values()),
+        graphs=graphs,
+        label_agreement=agreement,
+        **figures,
+    )
