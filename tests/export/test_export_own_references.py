@@ -6,10 +6,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from ebseg_deploy.contract import ComputeRecord, GraphRecord, Size
-from ebseg_deploy.errors import ExportError
+from ebseg_deploy.errors import BackendError, ExportError
+from ebseg_deploy.export.precision.derive import DeriveConfig, derive_bundle
 from ebseg_deploy.export.precision.own_references import OwnReferences
+from ebseg_deploy.export.precision.recipes import recipe_named
+from ebseg_deploy.export.run import ExportRequest, export_checkpoint
 from ebseg_deploy.runtime.backends import open_backend
 from ebseg_deploy.runtime.backends.fake import FakeBackend
 from ebseg_deploy.runtime.bundle import Bundle, read_manifest
@@ -61,22 +65,45 @@ def test_the_chain_of_the_graphs_themselves(bundle: Bundle) -> None:
 
 def test_the_sentinel_takes_them(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EBSEG_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(Exception, match="sentinel: clip_image_encoder"):
+    with pytest.raises(BackendError, match="sentinel: clip_image_encoder"):
         warm_up(bundle)
     warm_up(with_own(bundle))
 
 
-def warm_up(bundle: Bundle) -> None:
+def warm_up(bundle: Bundle, size: Size = SIZES[0]) -> None:
+    """The sentinel's check of what the bundle's graphs compute, as if on a GPU."""
     engine = open_backend("onnxruntime", threads=1)
 
     def compute(record: GraphRecord) -> object:
         graph = engine.open(bundle.file(record.file), spec=record.spec)
         return lambda inputs: engine.run(graph, inputs)
 
-    size = SIZES[0]
     graphs = {each.name: compute(each) for each in bundle.manifest.graphs if each.size in (size, None)}
     with engine, Segmenter.load(bundle, FakeBackend(graphs, host=HOST)) as segmenter:  # type: ignore[arg-type]
         segmenter.warm_up(size)
+
+
+@pytest.mark.slow
+def test_bilinear_sampling_that_takes_the_nearest_point_is_seen_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault of NVIDIA/TensorRT#4646, planted in the trained nano's FP16 decoder."""
+    monkeypatch.setenv("EBSEG_CACHE", str(tmp_path / "cache"))
+    whole = export_checkpoint(ExportRequest(model="ebseg-nano", output=tmp_path / "nano.ebseg", threads=1))
+    config = DeriveConfig(threads=1)
+    half = derive_bundle(whole, tmp_path / "half.ebseg", recipe_named("fp16"), config)
+    warm_up(half, half.sizes[0])
+    record = half.graph("adab_decoder", half.sizes[0])
+    model = onnx.load(half.file(record.file), load_external_data=False)
+    sampling = [node for node in model.graph.node if node.op_type == "GridSample"]
+    for node in sampling:
+        (mode,) = (each for each in node.attribute if each.name == "mode")
+        mode.s = b"nearest"
+    assert len(sampling) > 2
+    onnx.save(model, half.file(record.file))
+    monkeypatch.setenv("EBSEG_CACHE", str(tmp_path / "another"))
+    with pytest.raises(BackendError, match="sentinel: adab_decoder fp16 gives wrong numbers"):
+        warm_up(half, half.sizes[0])
 
 
 def test_a_graph_that_does_not_run_is_an_error(bundle: Bundle) -> None:
