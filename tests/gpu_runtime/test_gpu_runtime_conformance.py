@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import uuid
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from ebseg_deploy.errors import BackendError
 from ebseg_deploy.runtime.device import CudaPythonDevice, Device, PyCudaDevice, RecordingDevice
 from ebseg_deploy.runtime.device.cuda_python import load_cuda
+from ebseg_deploy.runtime.gpu_host import gpu_name
 from fake_tensorrt import REAL_CLASSES
 
 
@@ -128,3 +130,13 @@ class TestCudaPythonWithoutADriver:
         device.__dict__["_used"] = type("Thread", (), {})()
         with pytest.raises(BackendError, match=r"gave cudaError(InsufficientDriver|NoDevice)"):
             getattr(device, method)(*arguments)
+
+    def test_who_the_gpu_is_is_asked_of_the_real_bindings(self) -> None:
+        runtime = load_cuda()
+        device = object.__new__(CudaPythonDevice)
+        device.__dict__.update(index=0, _cuda=runtime)
+        with pytest.raises(BackendError, match=r"cudaGetDeviceProperties gave cudaError(InsufficientDriver|NoDevice)"):
+            _ = device.identity
+        assert "CUDA " in device.driver
+        # What the answer's UUID looks like needs no GPU: sixteen bytes.
+        assert gpu_name(bytes(runtime.cudaDeviceProp().uuid.bytes)) == f"GPU-{uuid.UUID(int=0)}"
