@@ -357,6 +357,8 @@ class LayerRecord(Record, frozen=True, kw_only=True):
     """Of a gemm or convolution whose shapes are fixed; else None."""
     onnx_nodes: tuple[str, ...]
     tactic: str
+    has_weights: bool = False
+    """Whether one factor of a product is a constant matrix; an attention's products have two activations."""
 
 
 class EngineMemory(Record, frozen=True, kw_only=True):

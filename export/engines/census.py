@@ -58,7 +58,7 @@ def take_census(layers: Sequence[LayerRecord]) -> Census:
 
 def offenders(layers: Sequence[LayerRecord], promise: Promise) -> list[LayerRecord]:
     """Products in a type that was not promised. A fused layer is excused when one of its ONNX nodes is."""
-    return [layer for layer in layers if layer.role in PRODUCTS and not promise.allows(layer.type, layer.onnx_nodes)]
+    return [layer for layer in layers if layer.role in PRODUCTS and not promise.allows(layer)]
 
 
 def check_engine_promise(sidecar: EngineSidecar) -> Census:

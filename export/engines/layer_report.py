@@ -91,6 +91,7 @@ def _layer(name: str, kind: str, rest: str) -> LayerRecord:
         multiply_adds=_multiply_adds(role, inputs, constants, outputs),
         onnx_nodes=tuple(dict.fromkeys(_NODE.findall(rest))),
         tactic=tactic[1] if tactic else "",
+        has_weights=role in ("gemm", "convolution") and _weights(constants) is not None,
     )
 
 

@@ -22,6 +22,7 @@ from ...contract import (
     FloatType,
     GraphName,
     GraphRecord,
+    LayerRecord,
     QuantisedType,
 )
 from ...errors import ExportError
@@ -62,13 +63,16 @@ class Part:
     """(pattern of node names without the prefix, type), for the nodes that do not follow base and quantised."""
 
     strict: bool = False
-    """Whether every product is promised in the quantised type but the kept ones, as recipes record it. A label says
-    no more than that there are some."""
+    """Whether every product with weights is promised in the quantised type but the kept ones, as recipes record it. A
+    label says no more than that there are some."""
 
-    @property
-    def types(self) -> set[str]:
-        """The builder's names of the types that its products may have outside the kept nodes."""
-        if self.quantised and self.strict:
+    def types(self, *, has_weights: bool) -> set[str]:
+        """The builder's names of the types that its products may have outside the kept nodes.
+
+        Products of two activations, an attention's, may be in the base type in a quantised graph: some recipes leave
+        them there, for a fused kernel. Where they stand between Q/DQ pairs, the census wants them quantised.
+        """
+        if self.quantised and self.strict and has_weights:
             return {LAYER_TYPES[self.quantised]}
         return {LAYER_TYPES[name] for name in (self.base, self.quantised) if name}
 
@@ -98,11 +102,12 @@ class Promise:
         found = tuple(part for part in self.parts if any(part.owns(node) for node in nodes))
         return found or self.parts
 
-    def allows(self, type_name: str | None, nodes: Sequence[str]) -> bool:
-        """Whether a product that these nodes were fused into may have a type. One kept node excuses its layer."""
+    def allows(self, product: LayerRecord) -> bool:
+        """Whether a product may have the type it has. One kept node excuses the layer it was fused into."""
         return any(
-            type_name in part.types or any(part.keeps(node, type_name) for node in nodes or ("",))
-            for part in self.parts_of(nodes)
+            product.type in part.types(has_weights=product.has_weights)
+            or any(part.keeps(node, product.type) for node in product.onnx_nodes or ("",))
+            for part in self.parts_of(product.onnx_nodes)
         )
 
 

@@ -109,6 +109,7 @@ def test_roles_types_and_work() -> None:
     ]
     assert layers[2].onnx_nodes == ("blocks.0.mlp/MatMul", "blocks.0.mlp/Erf")
     assert layers[0].tactic == "__tactic_0x12"
+    assert [layer.has_weights for layer in layers] == [True, False, True, True, False, False, False, False, False]
 
 
 def test_the_spelling_of_tensorrt_10() -> None:
@@ -152,7 +153,7 @@ def test_census() -> None:
     assert take_census([]).share("Half") == 0
 
 
-def layer(type_: str, role: str = "gemm", node: str = "blocks.0/MatMul") -> LayerRecord:
+def layer(type_: str, role: str = "gemm", node: str = "blocks.0/MatMul", weights: bool = True) -> LayerRecord:
     return msgspec.convert(
         {
             "name": "x",
@@ -162,6 +163,7 @@ def layer(type_: str, role: str = "gemm", node: str = "blocks.0/MatMul") -> Laye
             "multiply_adds": 10,
             "onnx_nodes": [node],
             "tactic": "",
+            "has_weights": weights,
         },
         LayerRecord,
     )
@@ -273,6 +275,11 @@ def test_a_recorded_int8_graph_may_have_no_other_product_than_its_keep_list_says
     with pytest.raises(ExportError, match=r"1 of 3 products are not: 1 Half, first blocks\.3\.mlp/MatMul"):
         check([INT8, patch, lost], "sam_image_encoder", "int8", compute)
     check([INT8, patch, lost], "sam_image_encoder", "int8", compute, keep_fp32=["blocks.3.mlp/*"])
+    attention = layer("Half", node="blocks.3/MatMul_2", weights=False)
+    fused = layer("Half", role="attention", node="blocks.4/MatMul_2", weights=False)
+    check([INT8, patch, attention, fused], "sam_image_encoder", "int8", compute)
+    with pytest.raises(ExportError, match=r"1 of 2 products between Q/DQ pairs .* first blocks\.3/MatMul_2"):
+        check([INT8, attention], "sam_image_encoder", "int8", compute, ["blocks.0/MatMul", "blocks.3/MatMul_2"])
     check([INT8, patch, lost], "sam_image_encoder", "int8")  # a label alone promises no more than some
 
 
