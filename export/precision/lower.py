@@ -129,15 +129,25 @@ def _assign(model: ir.Model, base: FloatType, keep: Sequence[Keep]) -> dict[ir.N
             types[node] = "fp32"  # a decision is taken on what is there, not on what it rounds to
         else:
             types[node] = base
-    # What moves values from one island to the next belongs to both: two casts less, and nothing rounded between.
-    for node in model.graph:
-        if node.op_type in MOVES and node not in asked and types.get(node) == base != "fp32":
-            before = {_made_in(types, value) for value in node.inputs if is_float(value)} - {None}
-            after = {types[use.node] for value in node.outputs for use in value.uses() if use.node in types}
-            given = any(value.is_graph_output() for value in node.outputs)
-            if before == {"fp32"} and (after | ({"fp32"} if given else set())) == {"fp32"}:
-                types[node] = "fp32"
+    for node in _between_islands(model, types, asked):
+        types[node] = "fp32"
     return types
+
+
+def _between_islands(model: ir.Model, types: dict[ir.Node, FloatType], asked: set[ir.Node]) -> set[ir.Node]:
+    """Nodes that do nothing but move values from FP32 to FP32: two casts less, and nothing rounded between."""
+    from_fp32: set[ir.Node] = set()
+    for node in model.graph:
+        if node.op_type in MOVES and node in types and node not in asked:
+            before = [value for value in node.inputs if is_float(value) and _made_in(types, value) is not None]
+            if before and all(_made_in(types, value) == "fp32" or value.producer() in from_fp32 for value in before):
+                from_fp32.add(node)
+    between: set[ir.Node] = set()
+    for node in reversed(model.graph):
+        readers = [use.node for value in node.outputs for use in value.uses()]
+        if node in from_fp32 and all(types.get(each) == "fp32" or each in between for each in readers):
+            between.add(node)
+    return between
 
 
 def _made_in(types: dict[ir.Node, FloatType], value: ir.Value | None) -> FloatType | None:

@@ -48,8 +48,12 @@ def computes(node: ir.Node) -> bool:
 
 
 def decides(node: ir.Node) -> bool:
-    """Whether floats go in and none comes out: comparisons, ArgMax, casts to whole numbers."""
-    return any(is_float(value) for value in node.inputs) and not any(is_float(value) for value in node.outputs)
+    """Whether floats go in and none comes out: comparisons, ArgMax, casts to whole numbers; Q/DQ pairs do not."""
+    return (
+        node.op_type != "QuantizeLinear"
+        and any(is_float(value) for value in node.inputs)
+        and not any(is_float(value) for value in node.outputs)
+    )
 
 
 def follows(node: ir.Node, index: int) -> bool:
