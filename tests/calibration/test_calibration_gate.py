@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
 from ebseg_deploy.calibration.calibrate import CalibrationConfig, calibrate
-from ebseg_deploy.calibration.pictures import open_folder
+from ebseg_deploy.calibration.feeds import graph_hash
 from ebseg_deploy.calibration.quantize_bundle import (
     QuantiseConfig,
     QuantisedBundle,
@@ -19,60 +18,32 @@ from ebseg_deploy.calibration.quantize_bundle import (
     tensors_to_observe,
 )
 from ebseg_deploy.calibration.ranges import Range, Ranges, read_ranges
-from ebseg_deploy.calibration.survey import SurveyedPictures, survey
+from ebseg_deploy.calibration.survey import SurveyedPictures
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Size
 from ebseg_deploy.errors import CalibrationError, InputError, ParityError
-from ebseg_deploy.export.bundle_writer import ExportConfig, export_bundle
 from ebseg_deploy.export.precision.derive import DeriveConfig
 from ebseg_deploy.export.precision.recipes import RECIPES, recipe_named
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.verify import verify_bundle
-from PIL import Image
-from tiny_models import tiny_model
 
 SIZE = Size(height=64, width=64)
 CONFIG = QuantiseConfig(derive=DeriveConfig(threads=1))
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """tiny-nano in FP32."""
-    return export_bundle(
-        tiny_model("tiny-nano"),
-        tmp_path_factory.mktemp("quantize") / "tiny.ebseg",
-        ExportConfig(sizes=(SIZE,), threads=1),
-        provenance={"weights": "seeded"},
-    )
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    pixels = np.random.default_rng(5).integers(0, 256, (6, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-    for index, each in enumerate(pixels):
-        Image.fromarray(each).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(photos: Path) -> SurveyedPictures:
-    return survey(open_folder(photos))
-
-
-@pytest.fixture(scope="module")
-def ranges(source: Bundle, pictures: SurveyedPictures) -> Ranges:
+def ranges(tiny_nano: Bundle, surveyed_patchwork: SurveyedPictures) -> Ranges:
     config = CalibrationConfig(
         graphs=(CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER), tensors=tensors_to_observe(recipe_named("int8")), threads=1
     )
-    return calibrate(source, pictures, config)
+    return calibrate(tiny_nano, surveyed_patchwork, config)
 
 
 @pytest.fixture(scope="module")
-def int8(source: Bundle, ranges: Ranges, tmp_path_factory: pytest.TempPathFactory) -> QuantisedBundle:
+def int8(tiny_nano: Bundle, ranges: Ranges, tmp_path_factory: pytest.TempPathFactory) -> QuantisedBundle:
     output = tmp_path_factory.mktemp("int8") / "tiny-int8.ebseg"
-    return quantise_bundle(source, output, recipe_named("int8"), CONFIG, ranges=ranges)
+    return quantise_bundle(tiny_nano, output, recipe_named("int8"), CONFIG, ranges=ranges)
 
 
 def corrupted(ranges: Ranges, tensor: str, factor: float) -> Ranges:
@@ -89,14 +60,14 @@ def corrupted(ranges: Ranges, tensor: str, factor: float) -> Ranges:
     return msgspec.structs.replace(ranges, graphs=graphs)
 
 
-def an_activation(source: Bundle, graph: str) -> str:
+def an_activation(tiny_nano: Bundle, graph: str) -> str:
     """One that enters a product of the first block."""
-    model = onnx.load(source.file(source.graph(graph, SIZE, "fp32").file), load_external_data=False)
+    model = onnx.load(tiny_nano.file(tiny_nano.graph(graph, SIZE, "fp32").file), load_external_data=False)
     product = "layers.0.attn.qkv/MatMul" if graph == CLIP_IMAGE_ENCODER else "backbone.blocks.0.mlp.lin2/MatMul"
     return next(node.input[0] for node in model.graph.node if node.name == product)
 
 
-def test_quantised_bundle_verifies_and_is_smaller(source: Bundle, int8: QuantisedBundle) -> None:
+def test_quantised_bundle_verifies_and_is_smaller(tiny_nano: Bundle, int8: QuantisedBundle) -> None:
     with OnnxRuntimeBackend(threads=1) as backend:
         assert all(output.passed for output in verify_bundle(Bundle.open(int8.bundle.source), backend))
     assert int8.encoder_share > 0.6  # the patch convolution is a third of so small a model
@@ -105,74 +76,72 @@ def test_quantised_bundle_verifies_and_is_smaller(source: Bundle, int8: Quantise
         record = int8.bundle.graph(name, SIZE, "int8")
         assert record.compute is not None
         assert (record.compute.base, record.compute.quantised, record.opset) == ("fp16", "int8", 19)
-        before = source.graph(name, SIZE, "fp32")
+        before = tiny_nano.graph(name, SIZE, "fp32")
         assert record.weights is not None
         assert before.weights is not None
-        files = int8.bundle.manifest.files[record.weights], source.manifest.files[before.weights]
+        files = int8.bundle.manifest.files[record.weights], tiny_nano.manifest.files[before.weights]
         assert files[0].bytes < 0.6 * files[1].bytes
 
 
 @pytest.mark.parametrize("graph", [CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER])
 @pytest.mark.parametrize("factor", [1 / 32, 32.0])
 def test_gate_stops_a_corrupted_scale(
-    source: Bundle, ranges: Ranges, tmp_path: Path, graph: str, factor: float
+    tiny_nano: Bundle, ranges: Ranges, tmp_path: Path, graph: str, factor: float
 ) -> None:
-    wrong = corrupted(ranges, an_activation(source, graph), factor)
+    wrong = corrupted(ranges, an_activation(tiny_nano, graph), factor)
     with pytest.raises(ParityError, match=rf"graph {graph}: \w+: (cosine 0\.\d+|relative deviation)"):
-        quantise_bundle(source, tmp_path / "bad.ebseg", recipe_named("int8"), CONFIG, ranges=wrong)
+        quantise_bundle(tiny_nano, tmp_path / "bad.ebseg", recipe_named("int8"), CONFIG, ranges=wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("fp16", "bf16", "int8")])
 def test_every_recipe_makes_a_bundle_that_verifies(
-    source: Bundle, pictures: SurveyedPictures, tmp_path: Path, name: str
+    tiny_nano: Bundle, surveyed_patchwork: SurveyedPictures, tmp_path: Path, name: str
 ) -> None:
     recipe = recipe_named(name)
-    needed = pictures if recipe.needs_pictures else None
-    made = quantise_bundle(source, tmp_path / "out.ebseg", recipe, CONFIG, pictures=needed)
+    needed = surveyed_patchwork if recipe.needs_pictures else None
+    made = quantise_bundle(tiny_nano, tmp_path / "out.ebseg", recipe, CONFIG, pictures=needed)
     with OnnxRuntimeBackend(threads=1) as backend:
         assert all(output.passed for output in verify_bundle(made.bundle, backend))
     assert made.bundle.precisions == (name,)
     record = made.bundle.graph(CLIP_IMAGE_ENCODER, SIZE, name)
     assert record.compute is not None
     assert record.compute.dynamic == (name == "int8-cpu")
+    if name == "int8-all":  # the decoder is calibrated behind the encoders as they were quantised
+        assert made.ranges is not None
+        assert made.ranges.graphs[-1].fed_by == {
+            encoder: graph_hash(made.bundle.file(made.bundle.graph(encoder, SIZE, name).file))
+            for encoder in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
+        }
 
 
-def test_decoder_is_calibrated_behind_the_quantised_encoders(
-    source: Bundle, pictures: SurveyedPictures, tmp_path: Path
-) -> None:
-    made = quantise_bundle(source, tmp_path / "out.ebseg", recipe_named("int8-all"), CONFIG, pictures=pictures)
-    assert made.ranges is not None
-    decoder = made.ranges.graphs[-1]
-    from ebseg_deploy.calibration.feeds import graph_hash
-
-    assert decoder.fed_by == {
-        name: graph_hash(made.bundle.file(made.bundle.graph(name, SIZE, "int8-all").file))
-        for name in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
-    }
-
-
-def test_ranges_of_another_bundle_are_refused(source: Bundle, ranges: Ranges, tmp_path: Path) -> None:
+def test_ranges_of_another_bundle_are_refused(tiny_nano: Bundle, ranges: Ranges, tmp_path: Path) -> None:
     others = tuple(msgspec.structs.replace(graph, sha256="0" * 64) for graph in ranges.graphs)
     with pytest.raises(CalibrationError, match=r"measured on another graph.*--images"):
         quantise_bundle(
-            source, tmp_path / "o", recipe_named("int8"), CONFIG, ranges=msgspec.structs.replace(ranges, graphs=others)
+            tiny_nano,
+            tmp_path / "o",
+            recipe_named("int8"),
+            CONFIG,
+            ranges=msgspec.structs.replace(ranges, graphs=others),
         )
 
 
-def test_a_quantised_bundle_is_refused(int8: QuantisedBundle, pictures: SurveyedPictures, tmp_path: Path) -> None:
+def test_a_quantised_bundle_is_refused(
+    int8: QuantisedBundle, surveyed_patchwork: SurveyedPictures, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="its graphs are int8 already; give the FP32 bundle"):
-        quantise_bundle(int8.bundle, tmp_path / "o", recipe_named("int8"), CONFIG, pictures=pictures)
+        quantise_bundle(int8.bundle, tmp_path / "o", recipe_named("int8"), CONFIG, pictures=surveyed_patchwork)
 
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(ebseg, [str(word) for word in words])
 
 
-def test_command_line(source: Bundle, photos: Path, tmp_path: Path) -> None:
+def test_command_line(tiny_nano: Bundle, patchwork: Path, tmp_path: Path) -> None:
     output, saved = tmp_path / "q.ebseg", tmp_path / "ranges.json"
-    words = ("quantize", source.source, "--recipe", "int8", "-o", output, "--threads", 1, "--json")
-    outcome = run(*words, "--images", photos, "--save-ranges", saved)
+    words = ("quantize", tiny_nano.source, "--recipe", "int8", "-o", output, "--threads", 1, "--json")
+    outcome = run(*words, "--images", patchwork, "--save-ranges", saved)
     assert outcome.exit_code == 0, outcome.output
     content = json.loads(outcome.stdout)
     assert content["encoder_macs_share"] > 0.6
@@ -201,12 +170,14 @@ def test_command_line(source: Bundle, photos: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    source: Bundle, photos: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    tiny_nano: Bundle, patchwork: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     damaged = tmp_path / "ranges.json"
     damaged.write_text("{}")
     output = tmp_path / "out.ebseg"
-    outcome = run("quantize", source.source, "-o", output, *(w.format(photos=photos, damaged=damaged) for w in words))
+    outcome = run(
+        "quantize", tiny_nano.source, "-o", output, *(w.format(photos=patchwork, damaged=damaged) for w in words)
+    )
     assert outcome.exit_code == 1, outcome.output
     assert said in outcome.stderr
     assert outcome.stderr.splitlines()[-1].startswith("error: ")
