@@ -163,7 +163,7 @@ INT8_LINEAR = _quantised(
 INT8_ALL = _quantised(
     "int8-all",
     "int8",
-    "INT8 encoders and decoder: an experiment, see docs/how-to/precision.md",
+    "INT8 encoders and decoder: an experiment, see docs/how-to/quantize.md",
     attention=True,
     graphs=(*ENCODERS, ADAB_DECODER),
 )
