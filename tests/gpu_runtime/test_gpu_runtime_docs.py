@@ -18,6 +18,7 @@ from ebseg_deploy.runtime.kernels import device_label_map
 from ebseg_deploy.runtime.known_bad import KNOWN_BAD
 from fake_tensorrt import FakeTensorRt, write_engines
 from test_gpu_runtime_label_kernel import ARCHITECTURES
+from tiny_bundles import add_references
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "gpu-runtime.md"
 
@@ -31,7 +32,7 @@ def test_examples_run(
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(blocks) == 4
     size = Size(height=480, width=640)
-    made = make_tiny_bundle("made.ebseg", sizes=(size,), precisions=("fp16",))
+    made = add_references(make_tiny_bundle("made.ebseg", sizes=(size,), precisions=("fp16",)))
     shutil.move(write_engines(made), tmp_path / "b.ebseg")
     monkeypatch.chdir(tmp_path)
     device = RecordingDevice()

@@ -86,7 +86,7 @@ class TestNumbers:
             words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
             wanted = [segmenter(picture, words, output_size=size).labels for size in (None, (90, 70), None)]
             scores = segmenter(picture, words, scores=True).scores
-        with Segmenter.load(engine_bundle, backend) as segmenter, backend:
+        with Segmenter.load(engine_bundle, backend, sentinel=False) as segmenter, backend:
             for size, labels in zip((None, (90, 70), None), wanted, strict=True):
                 before = len(labelling_device.operations)
                 found = segmenter(picture, words, output_size=size)
@@ -106,7 +106,7 @@ class TestNumbers:
         with Segmenter.load(folder, "onnxruntime") as segmenter:
             words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
             wanted = segmenter.batch(pictures, words)
-        with Segmenter.load(folder, backend) as segmenter, backend:
+        with Segmenter.load(folder, backend, sentinel=False) as segmenter, backend:
             found = segmenter.batch(pictures, words)
         assert len(found) == 3
         for one, other in zip(found, wanted, strict=True):
@@ -124,7 +124,7 @@ class TestNumbers:
             words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
             wanted = segmenter(picture, words).labels
         backend = TensorRtBackend("tensorrt-rtx", device=device, module=FakeTensorRt(device))
-        with Segmenter.load(engine_bundle, backend) as segmenter, backend:
+        with Segmenter.load(engine_bundle, backend, sentinel=False) as segmenter, backend:
             with pytest.warns(UserWarning, match=r"label maps are made on the CPU: NVRTC.*nvidia-cuda-nvrtc"):
                 np.testing.assert_array_equal(segmenter(picture, words).labels, wanted)
             with warnings.catch_warnings():

@@ -117,11 +117,15 @@ def driver(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> ModuleTy
 @pytest.mark.usefixtures("driver")
 def test_a_whole_run_without_graphs_and_everything_given_back(engine_bundle: Path, device: RecordingDevice) -> None:
     backend = TensorRtBackend("tensorrt-rtx", device=PyCudaDevice(), module=FakeTensorRt(device))
-    pipeline = EnginePipeline(Bundle.open(engine_bundle), backend, precision="fp32")
+    host = backend.gpu_host()
+    assert (host.gpu, host.compute_capability) == ("GeForce, PCI 0000:01:00.0", "8.9")
+    assert host.driver.endswith("CUDA 12.4")
+    pipeline = EnginePipeline(Bundle.open(engine_bundle), backend, precision="fp32", sentinel=False)
     reference = EnginePipeline(
         Bundle.open(engine_bundle),
         TensorRtBackend("tensorrt-rtx", device=device, module=FakeTensorRt(device)),
         precision="fp32",
+        sentinel=False,
     )
     size = Size(height=64, width=64)
     random = np.random.default_rng(0)
