@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import ADAB_DECODER, GRAPH_NAMES, GraphName, Size
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ..runtime.bundle import Bundle
 from ..runtime.segmenter import Segmenter
@@ -154,7 +154,9 @@ def _check(bundles: Sequence[Bundle]) -> None:
 
 def _inputs(bundle: Bundle, canvas: Size, threads: int | None) -> dict[GraphName, dict[str, Array]]:
     """Every graph's inputs for the reference picture, as the FP32 graphs before it give them."""
-    reference = next(each for each in bundle.manifest.references if each.size == canvas)
+    reference = next((each for each in bundle.manifest.references if each.size == canvas), None)
+    if reference is None:
+        raise BundleError(f"bundle {bundle.source}: no reference picture to time graphs on", cure="export it again")
     tensors = {
         name: array for name, array in read_reference(bundle, reference).items() if not name.startswith("expected.")
     }

@@ -1,0 +1,138 @@
+"""`bench precision`: bundles side by side, on the tiny bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from ebseg_deploy.benchmarks.labelled_sets import Example
+from ebseg_deploy.benchmarks.precision import PrecisionConfig, PrecisionReport, measure_precisions
+from ebseg_deploy.benchmarks.precision_table import GRAPH_COLUMNS, RECIPE_COLUMNS, graph_rows, markdown, recipe_rows
+from ebseg_deploy.cli import ebseg
+from ebseg_deploy.contract import GRAPH_NAMES, ReferenceRecord
+from ebseg_deploy.errors import BundleError, InputError
+from ebseg_deploy.runtime.bundle import Bundle, read_manifest
+from ebseg_deploy.runtime.class_names import ClassEntry
+from safetensors.numpy import save_file
+from tiny_bundles import TINY_SIZES, seal
+
+CLASSES = 3
+
+
+class Blocks:
+    """Three pictures of coloured blocks with some truth."""
+
+    name = "blocks"
+    source = tuple(ClassEntry(name=name, seen=name != "red fox") for name in ("road", "red fox", "sky"))
+    ignore: int | None = None
+    background = ()
+    near_classes = ()
+    fingerprint = "blocks"
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.pictures = rng.integers(0, 256, (3, 2, 3, 3), np.uint8).repeat(20, 1).repeat(20, 2)
+        self.truth = rng.integers(0, CLASSES, (3, 2, 3)).repeat(20, 1).repeat(20, 2)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def example(self, index: int) -> Example:
+        return Example(name=f"block {index}", picture=self.pictures[index], truth=self.truth[index])
+
+
+def with_reference(folder: Path) -> Path:
+    """Give a tiny bundle a reference picture, so that its graphs can be timed."""
+    rng = np.random.default_rng(1)
+    size, model = TINY_SIZES[0], read_manifest(folder, folder).model
+    (folder / "references").mkdir()
+    save_file(
+        {
+            "image": rng.integers(0, 256, (1, 3, size.height, size.width), np.uint8),
+            "valid_size": np.array([[size.height, size.width]], np.int32),
+            "text_embeddings": rng.normal(size=(CLASSES + 1, model.embedding_dim)).astype(np.float32),
+            "seen": np.ones(CLASSES, np.float32),
+            "tokens": rng.integers(1, 50, (2, 9), np.int32),
+        },
+        folder / "references" / "64x64.safetensors",
+    )
+    references = (ReferenceRecord(size=size, file="references/64x64.safetensors"),)
+    return seal(folder, msgspec.structs.replace(read_manifest(folder, folder), references=references))
+
+
+@pytest.fixture
+def pair(make_tiny_bundle: Callable[..., Path]) -> list[Bundle]:
+    """FP32, and the same graphs under another precision's name."""
+    return [
+        Bundle.open(with_reference(make_tiny_bundle(f"{name}.ebseg", precisions=(name,)))) for name in ("fp32", "int8")
+    ]
+
+
+@pytest.fixture
+def report(pair: list[Bundle]) -> PrecisionReport:
+    return measure_precisions(pair, PrecisionConfig(repeats=2, warmup=0, threads=1), Blocks())
+
+
+def test_equal_graphs_agree_and_have_equal_figures(report: PrecisionReport) -> None:
+    first, second = report.rows
+    assert (first.precision, second.precision) == ("fp32", "int8")
+    assert first.label_agreement is None
+    assert second.label_agreement == 1.0
+    assert first.miou == second.miou is not None
+    assert [graph.graph for graph in second.graphs] == list(GRAPH_NAMES)
+    assert [graph.bytes for graph in first.graphs] == [graph.bytes for graph in second.graphs]
+    assert all(graph.latency_ratio is None for graph in first.graphs)
+    for graph in second.graphs:
+        assert graph.latency_ratio is not None
+        assert graph.ratio_min <= graph.latency_ratio <= graph.ratio_max
+
+
+def test_untrained_weights_have_no_miou(pair: list[Bundle]) -> None:
+    found = measure_precisions(pair, PrecisionConfig(repeats=0, accuracy=False, threads=1), Blocks())
+    assert [row.miou for row in found.rows] == [None, None]
+    assert found.rows[1].label_agreement == 1.0
+    assert found.rows[1].graphs[0].latency_ratio is None
+
+
+def test_tables_have_a_cell_for_every_column(report: PrecisionReport) -> None:
+    recipes, graphs = list(recipe_rows(report)), list(graph_rows(report))
+    assert {len(row) for row in recipes} == {len(RECIPE_COLUMNS)}
+    assert {len(row) for row in graphs} == {len(GRAPH_COLUMNS)}
+    assert recipes[1][2] == "100.00"
+    assert len(graphs) == len(GRAPH_NAMES)
+    text = markdown(report)
+    assert text.count("\n| int8 |") == 1 + len(GRAPH_NAMES)
+    assert "3 pictures of blocks" in text
+
+
+def test_the_first_bundle_has_to_be_fp32_and_the_others_of_its_model(
+    pair: list[Bundle], make_tiny_bundle: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match="int8, wanted FP32 first"):
+        measure_precisions(pair[::-1], PrecisionConfig())
+    model = msgspec.structs.replace(pair[0].model, name="another")
+    other = Bundle.open(make_tiny_bundle("c.ebseg", model=model, precisions=("int8",)))
+    with pytest.raises(InputError, match="another 64x64, not ebseg-tiny"):
+        measure_precisions([pair[0], other], PrecisionConfig())
+
+
+def test_without_a_reference_nothing_is_timed(make_tiny_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.open(make_tiny_bundle("d.ebseg"))
+    with pytest.raises(BundleError, match="no reference picture"):
+        measure_precisions([bundle], PrecisionConfig(repeats=1))
+
+
+def test_command_line(pair: list[Bundle], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ["bench", "precision", *(str(bundle.source) for bundle in pair)]
+    outcome = CliRunner().invoke(ebseg, [*words, "--scenes", "0", "--repeats", "1", "-o", str(output), "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    content = json.loads(outcome.stdout)
+    assert content == json.loads((output / "precision.json").read_text())
+    assert [row["precision"] for row in content["rows"]] == ["fp32", "int8"]
+    assert (output / "precision.md").read_text().startswith("ebseg-tiny, canvas 64x64")
