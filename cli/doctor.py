@@ -30,6 +30,8 @@ ENGINES = {
 }
 """Optional engines: module -> how to get it."""
 
+SENTINEL = "whether it strikes is checked at the first run of engines; see docs/how-to/gpu-runtime.md"
+
 LOW_MEMORY_BYTES = 3 << 30
 """EBSeg-B at 640x640 in FP32 is to stay under 2.5 GiB; the rest is the system's."""
 LOW_DISK_BYTES = 2 << 30
@@ -154,7 +156,20 @@ def _engine(module: str, cure: str) -> Check:
     except Exception as error:  # a wheel whose native libraries do not load raises what it likes
         found = f"installed, but: {' '.join(str(error).split())[:200]}"
         return Check(what=module, state="warning", found=found, cure=f"install it again: {cure}")
-    return Check(what=module, state="ok", found=str(getattr(loaded, "__version__", "version unknown")))
+    version = str(getattr(loaded, "__version__", "version unknown"))
+    faults = _known_faults(module.replace("_", "-"), version)
+    if faults:
+        return Check(what=module, state="warning", found=f"{version}; known: {'; '.join(faults)}", cure=SENTINEL)
+    return Check(what=module, state="ok", found=version)
+
+
+def _known_faults(engine: str, version: str) -> list[str]:
+    """What is known of a TensorRT release on this GPU."""
+    from ..runtime.gpu_host import find_gpu
+    from ..runtime.known_bad import suspects
+
+    gpu = find_gpu(engine=engine, engine_version=version)
+    return [str(entry) for entry in suspects(engine, version, None if gpu is None else gpu.compute_capability)]
 
 
 def _cache() -> Check:

@@ -120,6 +120,24 @@ KNOWN_BAD: tuple[KnownBad, ...] = (
 """The most specific first."""
 
 
+def suspects(engine: str, version: str, compute_capability: str | None) -> tuple[KnownBad, ...]:
+    """Entries that name this release or this kind of GPU, whatever graph is to run: worth a look beforehand.
+
+    Args:
+        engine: "tensorrt" or "tensorrt-rtx".
+        version: its release.
+        compute_capability: of the GPU; None where there is none.
+    """
+    found = []
+    for entry in KNOWN_BAD:
+        names_release, names_gpu = entry.versions != ("*",), entry.compute_capabilities != ("*",)
+        release = any(fnmatchcase(version, pattern) for pattern in entry.versions)
+        gpu = any(fnmatchcase(compute_capability or "", pattern) for pattern in entry.compute_capabilities)
+        if engine in entry.engines and release and gpu and (names_release or names_gpu):
+            found.append(entry)
+    return tuple(found)
+
+
 def known_faults(host: GpuHost, record: GraphRecord) -> tuple[KnownBad, ...]:
     """Entries of the table that fit a graph on a host."""
     return tuple(entry for entry in KNOWN_BAD if entry.strikes(host, record))

@@ -74,3 +74,36 @@ def test_people_get_a_table_with_the_verdict() -> None:
     assert outcome.exit_code == 0
     assert "processor" in outcome.stdout
     assert outcome.stdout.rstrip().endswith("The runtime can work here.")
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "needle"),
+    [
+        ("10.2.0.19", None, "ultralytics/ultralytics#24367"),
+        ("10.9.0.34", None, None),
+        ("10.9.0.34", "8.9", None),
+        ("10.9.0.34", "12.0", "NVIDIA/TensorRT#4837"),
+    ],
+)
+def test_a_release_or_gpu_of_which_faults_are_known_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, version: str, capability: str | None, needle: str | None
+) -> None:
+    from ebseg_deploy.runtime import gpu_host
+
+    def find_gpu(*, engine: str, engine_version: str) -> gpu_host.GpuHost | None:
+        if capability is None:
+            return None
+        return gpu_host.GpuHost(
+            engine=engine, engine_version=engine_version, gpu="GPU-1", compute_capability=capability, driver="550.54"
+        )
+
+    monkeypatch.setattr(gpu_host, "find_gpu", find_gpu)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "tensorrt" else real(name))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+    check = report(code=0)["tensorrt"]
+    assert check["state"] == ("ok" if needle is None else "warning")
+    assert check["found"].startswith(version)
+    if needle is not None:
+        assert needle in check["found"]
+        assert "first run" in check["cure"]
