@@ -109,11 +109,17 @@ def check_early(request: BuildRequest, capabilities: Sequence[str] = ()) -> None
     """Refuse what can be refused without reading the bundle.
 
     Raises:
-        InputError: a compute capability that is unknown or not the target's, or that lacks the precision.
+        InputError: a compute capability that is unknown or not the target's, or that lacks the precision; options that
+            contradict one another or the target.
     """
     target = target_named(request.target)
     known = request.precision if request.precision in PRECISIONS else None
     check_support(target, request.compute_capabilities or capabilities, known)
+    if request.timing_cache is not None and not target.timing_cache:
+        raise InputError(
+            f"--timing-cache {request.timing_cache}: {target.name} times no kernels and keeps no cache",
+            cure="leave it out",
+        )
     if request.merged and request.graphs:
         raise InputError(
             f"--graph {request.graphs[0]}: a merged engine has all graphs", cure="leave --graph or --merged out"

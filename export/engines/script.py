@@ -57,6 +57,11 @@ def write_script(request: BuildRequest, output: Path) -> Path:
         raise InputError(
             f"--script: {request.target} builds on any machine", cure="leave --script out, or give --target tensorrt"
         )
+    if request.timing_cache is not None:
+        raise InputError(
+            f"--timing-cache {request.timing_cache}: on the device it lies beside the engines",
+            cure="leave it out, or give none",
+        )
     output = Path(os.path.abspath(output))
     if os.path.exists(output):
         raise InputError(f"--script: {output} exists", cure="give another -o")

@@ -99,11 +99,20 @@ def test_a_planted_graph_fails_the_command(bundle: Path) -> None:
         (("--precision", "fp8", "--compute-capability", "8.6"), ("fp8", "8.9")),
         (("--precision", "bf16", "--compute-capability", "7.5"), ("bf16", "7.5")),
         (("--script",), ("--script", "-o FOLDER")),
+        (("--batch", "0:1:8"), ("--batch 0:1:8", "1 to 1024")),
+        (("--timing-cache", "x.cache"), ("x.cache", "tensorrt-rtx times no kernels")),
+        (("--merged", "--graph", "text_encoder"), ("--graph text_encoder", "--merged")),
     ],
 )
 def test_options_that_cannot_be(tiny_bundle: Path, options: tuple[str, ...], needles: tuple[str, ...]) -> None:
     assert_refused(run("build", tiny_bundle, "--target", "tensorrt-rtx", *options), *needles)
     assert not (tiny_bundle / "engines").exists()
+
+
+@needs_rtx
+def test_a_batch_that_the_bundle_does_not_run(tiny_bundle: Path) -> None:
+    outcome = run("build", tiny_bundle, "--target", "tensorrt-rtx", "--batch", "1:1:8")
+    assert_refused(outcome, "--batch 1:1:8", "run 1 at a time", "export --batch 8 --dynamic-batch")
 
 
 @pytest.mark.parametrize("text", ["0", "2 GB", "-1", "much", "1e9", ""])
@@ -240,6 +249,7 @@ def test_the_script_of_a_merged_engine(bundle: Path, tmp_path: Path) -> None:
 
 def test_scripts_that_are_refused(bundle: Path, tmp_path: Path) -> None:
     assert_refused(run("build", bundle, "--target", "tensorrt-rtx", "--script", "-o", tmp_path / "x"), "any machine")
+    assert_refused(script(bundle, tmp_path / "x", "--timing-cache", "x.cache"), "x.cache", "beside the engines")
     (tmp_path / "taken").mkdir()
     assert_refused(script(bundle, tmp_path / "taken"), "taken exists")
     taken = tmp_path / "file"
