@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, OPEN_VOCAB_HEAD, SAM_IMAGE_ENCODER, GraphName, TensorSpec
 from ..errors import BackendError
-from .backends.base import check_tensors
+from .backends import check_tensors
 from .backends.tensorrt_engine import Engine, EngineContext, numpy_dtype
 from .device import Device, DeviceArray, as_device_array, device_array, is_device_array, pinned_array
 from .device.arrays import host_address

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contract import TEXT_ENCODER
 from ..errors import BackendError, BundleError, VocabularyError
-from .backends import Backend, OpenGraph
+from .backends import Backend
 from .backends.fake import FakeBackend
 from .bundle import Bundle
 from .cache import cache_folder
@@ -21,7 +20,7 @@ from .class_names import BENCHMARKS, ClassEntry, benchmark_classes, check_classe
 from .embedding_cache import EmbeddingCache
 from .near_duplicates import describe_pairs, near_duplicates
 from .seen_names import is_seen
-from .sentinel import sentinel_for
+from .text_encoder import TextEncoder
 from .tokenizer import ClipTokenizer
 from .vocabulary import Vocabulary, unit_rows
 
@@ -148,7 +147,7 @@ def vocabulary_for(
     if isinstance(source, str) and source in BENCHMARKS:
         warn = _silent  # a benchmark's names are what they are ("cage" and "cages")
     cache = cache and not isinstance(backend, FakeBackend)  # canned numbers must not meet real ones
-    with _TextEncoder(bundle, backend, precision, sentinel) as encoder:
+    with TextEncoder(bundle, backend, precision, sentinel) as encoder:
         return build_vocabulary(
             found,
             encode_prompts=encoder,
@@ -210,65 +209,6 @@ def read_background(bundle: Bundle) -> NDArray[np.float32]:
         )
     background: NDArray[np.float32] = tensor.astype(np.float32)
     return background
-
-
-class _TextEncoder:
-    """A bundle's text encoder, opened at the first call: cached names need no session."""
-
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str | None, sentinel: bool) -> None:
-        self._bundle, self._backend, self._checked = bundle, backend, not sentinel
-        self._record = bundle.graph(TEXT_ENCODER, precision=precision)
-        self._graph: Any = None
-        hashes = [
-            bundle.manifest.files[file].sha256 for file in (self._record.file, self._record.weights) if file is not None
-        ]
-        self.identity = " ".join([*hashes, backend.name])
-        """What the numbers depend on beyond the weights: the graph's files (precision) and the engine."""
-
-    def __call__(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        if self._graph is None:
-            path = self._backend.graph_file(self._bundle, self._record)
-            self._graph = self._backend.open(path, spec=self._record.spec, name=TEXT_ENCODER)
-        if not self._checked:
-            self._check(self._graph)
-            self._checked = True
-        return self._encode(tokens)
-
-    def _encode(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = self._backend.run(self._graph, {"tokens": self._cut(tokens)})[
-            "prompt_embeddings"
-        ]
-        return embeddings
-
-    def _cut(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        """As many columns as a graph of dynamic length needs."""
-        if not isinstance(self._record.spec.inputs[0].shape[1], str):
-            return tokens
-        # Attention is causal, so what follows the end of text (the largest id) changes nothing. Of 77 tokens most
-        # names need 12 to 20: a seventh of the time.
-        return np.ascontiguousarray(tokens[:, : int(tokens.argmax(axis=1).max()) + 1])
-
-    def _check(self, graph: OpenGraph) -> None:
-        """Let the sentinel see to the text encoder, on a GPU."""
-        sentinel = sentinel_for(self._bundle, self._backend, self._record.precision)
-        if sentinel is None:
-            return
-
-        def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-            tokens = self._cut(inputs["tokens"])
-            if self._backend.takes(graph, {"tokens": tokens.shape}):
-                return {"prompt_embeddings": self._encode(tokens)}
-            _warn(f"{TEXT_ENCODER} goes unchecked: it was not built for the reference's {tokens.shape} tokens")
-            return {}
-
-        sentinel.check(None, {TEXT_ENCODER: graph}, run)
-
-    def __enter__(self) -> _TextEncoder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._graph is not None:
-            self._backend.close(self._graph)
 
 
 def _encode(

@@ -18,7 +18,8 @@ import numpy as np
 from ...contract import GraphSpec, TensorSpec
 from ...errors import BackendError
 from ..gpu_host import GpuHost
-from .base import Array, Backend, OpenGraph, check_tensors
+from .base import Array, Backend, OpenGraph
+from .tensor_checks import check_tensors
 
 Outputs = Mapping[str, Array]
 Canned = Mapping[str, Outputs | Callable[[Mapping[str, Array]], Outputs]]
