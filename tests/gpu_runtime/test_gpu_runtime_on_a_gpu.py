@@ -10,11 +10,13 @@ import pytest
 from ebseg_deploy import Segmenter
 from ebseg_deploy.contract import Size
 from ebseg_deploy.errors import BackendError
+from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.backends.tensorrt_backend import TensorRtBackend
 from ebseg_deploy.runtime.device import CudaPythonDevice, device_array, pinned_array
 from ebseg_deploy.runtime.device.arrays import host_address
 from ebseg_deploy.runtime.kernels import DeviceLabelMap
 from ebseg_deploy.runtime.label_map import label_map
+from tiny_bundles import add_references
 
 pytestmark = pytest.mark.gpu
 
@@ -67,6 +69,7 @@ def test_engines_give_the_labels_of_onnxruntime(gpu: CudaPythonDevice, tiny_bund
     pytest.importorskip("tensorrt_rtx")
     from ebseg_deploy.export.engines.build import BuildRequest, build_engines
 
+    add_references(tiny_bundle_copy)  # so that the sentinel has something to look at
     capability = "{}.{}".format(*gpu.compute_capability)
     build_engines(BuildRequest(bundle=tiny_bundle_copy, target="tensorrt-rtx", compute_capabilities=(capability,)))
     with Segmenter.load(tiny_bundle_copy, "onnxruntime") as segmenter:
@@ -75,4 +78,25 @@ def test_engines_give_the_labels_of_onnxruntime(gpu: CudaPythonDevice, tiny_bund
     backend = TensorRtBackend("tensorrt-rtx", device=gpu)
     with Segmenter.load(tiny_bundle_copy, backend) as segmenter, backend:
         for _ in range(3):  # TensorRT's first run, the one that is captured, and the graph
+            assert (segmenter(picture, words).labels == wanted).mean() > 0.99
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
+@pytest.mark.parametrize("io_binding", [True, False])
+def test_onnxruntimes_providers_give_the_labels_of_its_cpu(
+    gpu: CudaPythonDevice, tiny_bundle_copy: Path, picture: Path, provider: str, io_binding: bool
+) -> None:
+    try:
+        backend = OnnxRuntimeBackend(provider, io_binding=io_binding)
+    except BackendError as error:
+        pytest.skip(str(error))
+    host = backend.gpu_host()
+    assert host is not None
+    assert host.compute_capability == "{}.{}".format(*gpu.compute_capability)
+    add_references(tiny_bundle_copy)
+    with Segmenter.load(tiny_bundle_copy, "onnxruntime") as segmenter:
+        words = segmenter.vocabulary(["cat", "road", "sky"], cache=False)
+        wanted = segmenter(picture, words).labels
+    with Segmenter.load(tiny_bundle_copy, backend) as segmenter, backend:
+        for _ in range(2):
             assert (segmenter(picture, words).labels == wanted).mean() > 0.99
