@@ -145,6 +145,8 @@ class Histogram:
 
 def exponent_for(amax: float, bins: int) -> int:
     """The least e, not below LEAST_EXPONENT, with amax < bins · 2^e."""
+    if amax == 0:
+        return LEAST_EXPONENT  # frexp gives 0 the exponent of 1
     # frexp: amax = m · 2^k with 0.5 <= m < 1, so amax < 2^k and no smaller power of two is above it.
     return max(math.frexp(amax)[1] - (bins.bit_length() - 1), LEAST_EXPONENT)
 

@@ -21,7 +21,7 @@ def histogram_of(*parts: np.ndarray, bins: int = BINS) -> Histogram:
 
 
 @given(st.lists(ARRAYS, min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_neither_order_nor_merging_matters(parts: list[np.ndarray], random: object) -> None:
     whole = histogram_of(np.concatenate(parts), bins=64)
     shuffled = list(parts)
@@ -34,6 +34,13 @@ def test_neither_order_nor_merging_matters(parts: list[np.ndarray], random: obje
     left, right = histogram_of(*parts[:2], bins=64), histogram_of(*parts[2:], bins=64)
     right.merge(left)
     assert right == whole
+
+
+@pytest.mark.parametrize("first", [[0.0], [1e-40], [-0.0, 0.0]])
+def test_zeros_that_come_first_do_not_widen_the_bins(first: list[float]) -> None:
+    small = np.array([0.25, -0.01], np.float32)
+    zeros = np.array(first, np.float32)
+    assert histogram_of(zeros, small) == histogram_of(small, zeros) == histogram_of(np.concatenate([small, zeros]))
 
 
 @given(ARRAYS)
