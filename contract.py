@@ -354,7 +354,7 @@ class LayerRecord(Record, frozen=True, kw_only=True):
     type: str | None
     """Type it computes in: "Float", "Half", "BFloat16", "Int8", "FP8"; None if it moves no numbers."""
     multiply_adds: int | None
-    """Of a gemm or convolution whose shapes are fixed; else None."""
+    """Of a product whose shapes are fixed and can be told from the report; else None."""
     onnx_nodes: tuple[str, ...]
     tactic: str
     has_weights: bool = False

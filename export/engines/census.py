@@ -28,7 +28,7 @@ class Census:
     products_by_type: dict[str, int]
     """Matrix products, convolutions and fused attentions."""
     multiply_adds_by_type: dict[str, int]
-    """Of the products whose shapes are fixed and whose work is known; fused attentions are not among them."""
+    """Of the products whose work is known, fused attentions among them; it is not where lengths are dynamic."""
     fused_attentions: int
     casts: int
     """Layers that do nothing but change a type (and move)."""

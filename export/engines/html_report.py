@@ -32,8 +32,8 @@ MOST_BLOCKS = 40
 MOST_ROWS = 400
 
 TIMELINE_NOTE = (
-    "As wide as their multiply-adds; layers without counted work are slivers, and so are fused attentions, which stand "
-    "taller. Upper row: products; lower row: the rest; red marks: casts. These are no times."
+    "As wide as their multiply-adds; layers without counted work are slivers. Upper row: products, fused attentions "
+    "taller; lower row: the rest; red marks: casts. These are no times."
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }

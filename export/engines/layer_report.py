@@ -11,6 +11,7 @@ An engine inspector would say the same, but it needs a GPU. Fused kernels carry 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -168,11 +169,13 @@ def _weights(constants: Sequence[Tensor]) -> Tensor | None:
 def _multiply_adds(
     role: Role, inputs: Sequence[Tensor], constants: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> int | None:
-    """The work of a product whose shapes are fixed; None for others and for fused attentions.
+    """The work of a product whose shapes are fixed; None for others.
 
     Convolution: |output| · |weights| / output channels. Matrices A (…, M, K) · B (…, K, N) = C (…, M, N), of b such:
     b·M·K·N = sqrt(|A|·|B|·|C| / b_B), with b_B the number of matrices in B: 1 where all share it.
     """
+    if role == "attention" and outputs:
+        return _attention_work((*inputs, *constants), outputs[0])
     second = _weights(constants) or (inputs[1] if len(inputs) > 1 else None)
     if role not in ("gemm", "convolution") or not inputs or not outputs or second is None:
         return None
@@ -182,3 +185,20 @@ def _multiply_adds(
     if role == "convolution":
         return math.prod(c) * math.prod(b[1:])
     return math.isqrt(math.prod(a) * math.prod(b) * math.prod(c) // math.prod(b[:-2]))
+
+
+def _attention_work(given: Sequence[Tensor], output: Tensor) -> int | None:
+    """Both products of softmax(Q·K)·V: b·M·N·(K + D), of Q (b, M, K), K (b, K, N), V (b, N, D) and output (b, M, D).
+
+    The report does not say which tensor is which, so they are told by what fits together; a mask fits nowhere. Queries
+    may be a constant. None where nothing fits: a kernel that transposes by itself, or holds more than attention.
+    """
+    matrices = [each.dimensions for each in given if len(each.dimensions) >= 2 and min(each.dimensions) > 0]
+    if len(output.dimensions) < 2 or min(output.dimensions) < 0:
+        return None
+    *batch, rows, width = output.dimensions
+    for query, key, value in itertools.permutations(matrices, 3):
+        inner, keys = key[-2:]
+        if query[-2:] == (rows, inner) and value[-2:] == (keys, width):
+            return math.prod(batch) * rows * keys * (inner + width)
+    return None

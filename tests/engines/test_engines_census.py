@@ -131,6 +131,28 @@ def test_only_the_last_report_counts() -> None:
     assert read_layers(["nothing here", "[INFO] Engine generation completed"]) == ()
 
 
+def attention(*inputs: str, output: str, constants: tuple[str, ...] = ()) -> LayerRecord:
+    def named(shapes: tuple[str, ...]) -> list[str]:
+        return [tensor(str(i), shape, "Half") for i, shape in enumerate(shapes)]
+
+    text = line(
+        "_gemm_mha_v2_myl0_1", "kgen", named(inputs), named(constants), [tensor("o", output, "Half")], "x/MatMul"
+    )
+    return read_layers([text])[0]
+
+
+def test_the_work_of_a_fused_attention() -> None:
+    """By closed form: 12 heads of width 64 over 401 tokens; 8 of 32, 100 queries on 400 places, V 16 wide."""
+    whole = attention("12,401,64", "12,64,401", "12,401,64", output="12,401,64")
+    assert (whole.role, whole.multiply_adds) == ("attention", 2 * 12 * 401 * 401 * 64)
+    crossed = attention("8,32,400", "1,1,100,400", "8,400,16", "8,100,32", output="8,100,16")
+    assert crossed.multiply_adds == 8 * 100 * 400 * (32 + 16)
+    constant = attention("8,32,400", "1,1,100,400", "8,400,32", output="8,100,32", constants=("8,100,32",))
+    assert constant.multiply_adds == 2 * 8 * 100 * 400 * 32
+    assert attention("8,32,400", "8,100,32", output="8,100,32").multiply_adds is None
+    assert attention("-1,-1,64", "-1,64,-1", "-1,-1,64", output="-1,-1,64").multiply_adds is None
+
+
 def test_memory() -> None:
     log = [
         "[INFO] Total Host Persistent Memory: 80 bytes",
