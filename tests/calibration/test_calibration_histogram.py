@@ -21,7 +21,7 @@ def histogram_of(*parts: np.ndarray, bins: int = BINS) -> Histogram:
 
 
 @given(st.lists(ARRAYS, min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_neither_order_nor_merging_matters(parts: list[np.ndarray], random: object) -> None:
     whole = histogram_of(np.concatenate(parts), bins=64)
     shuffled = list(parts)
