@@ -1,0 +1,57 @@
+"""`ebseg quantize` for recipes without pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from ebseg_deploy.cli import ebseg
+from tiny_bundles import add_references, write_tiny_bundle
+
+
+def quantize(*words: object) -> Result:
+    return CliRunner().invoke(ebseg, ["quantize", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FP32 bundle with references; do not change it."""
+    return add_references(write_tiny_bundle(tmp_path_factory.mktemp("source") / "tiny.ebseg"))
+
+
+def test_fp16_and_what_can_be_done_with_it(source: Path, picture: Path, tmp_path: Path) -> None:
+    made = tmp_path / "fp16.ebseg"
+    answer = json.loads(quantize(source, "--recipe", "fp16", "-o", made, "--threads", 1, "--json").stdout)
+    assert (answer["bundle"], answer["recipe"]) == (str(made), "fp16")
+    assert {graph["compute"]["base"] for graph in answer["graphs"]} == {"fp16", "fp32"}
+    for words in (
+        ("verify", made),
+        ("segment", made, picture, "--classes", "cat, dog", "-o", tmp_path / "labels"),
+        ("compare", source, made, picture, "--classes", "cat, dog", "--fail-under", 90),
+    ):
+        outcome = CliRunner().invoke(ebseg, [*map(str, words)])
+        assert outcome.exit_code == 0, outcome.output
+
+
+def test_tables_name_what_is_kept(source: Path, tmp_path: Path) -> None:
+    outcome = quantize(source, "--recipe", "bf16", "-o", tmp_path / "bf16.ebseg", "--keep", "*", "--threads", 1)
+    assert outcome.exit_code == 0, outcome.output
+    assert "asked for with --keep" in outcome.stdout
+    assert "shares of 1e-8" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--recipe", "fp12"), "recipe 'fp12': unknown; choose from fp16, bf16"),
+        (("--recipe", "fp16", "--keep", "nothing/*"), "--keep nothing/*: no node of"),
+    ],
+)
+def test_what_cannot_be_asked_for(words: tuple[str, ...], message: str, source: Path, tmp_path: Path) -> None:
+    outcome = quantize(source, *words, "-o", tmp_path / "out.ebseg")
+    assert outcome.exit_code == 1
+    assert message in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert not (tmp_path / "out.ebseg").exists()
