@@ -22,6 +22,7 @@ from .quantize import KeptProduct, Quantisation, reason_to_keep, refuse_quantise
 from .quantize_attention import riding_positions
 from .quantize_products import Product, products
 from .quantize_weights import Array, along, channel_amax, quantised, scale_for
+from .quantize_windows import only_user, partition_first
 
 DOMAIN = "com.microsoft"
 
@@ -37,6 +38,7 @@ def quantise_for_cpu(model: ir.Model, recipe: GraphRecipe) -> Quantisation:
         ExportError: the graph is quantised already.
     """
     refuse_quantised(model)
+    partition_first(model)
     everything = products(model)
     rewriter = _Rewriter(model)
     done: list[Product] = []
@@ -72,10 +74,10 @@ class _Rewriter:
             self._linear(product)
             return None
         if product.kind == "attention":
-            softmax = _only_user(product.node)
+            softmax = only_user(product.node)
             if softmax is None or softmax.op_type != "Softmax":
                 return "attention times values: a row of softmax has more small weights than INT8 has steps"
-            mixing = _only_user(softmax)
+            mixing = only_user(softmax)
             if mixing is None or mixing.op_type != "MatMul":
                 return "attention that other nodes read too"
             self._scores(product, softmax, mixing)
@@ -94,7 +96,7 @@ class _Rewriter:
     def _linear(self, product: Product) -> None:
         node = product.node
         last, bias = node, None
-        addition = _only_user(node)
+        addition = only_user(node)
         if addition is not None and addition.op_type == "Add":
             other = next((value for value in addition.inputs if value is not node.outputs[0]), None)
             if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
@@ -182,9 +184,9 @@ class _Rewriter:
         parts = riding_positions(product)
         if parts is None:
             step, _ = self._step_of(k, place, at)
-            return q, self._add("QuantizeLinear", [k, step, self._zero()], f"{place}/k", at, ir.DataType.INT8), step
+            return q, self._in_steps(k, step, place, at), step
         step, amax = self._step_of(parts.k, place, at)
-        k_steps = self._add("QuantizeLinear", [parts.k, step, self._zero()], f"{place}/k", at, ir.DataType.INT8)
+        k_steps = self._in_steps(parts.k, step, place, at)
         assert parts.codes.const_value is not None
         codes = self._once(f"{parts.codes.name}.int8", (127 * parts.codes.const_value.numpy()).astype(np.int8))
         k_steps = self._add(
@@ -194,8 +196,28 @@ class _Rewriter:
         q = self._add("Concat", [parts.q, positions], f"{place}/q_positions", at, attributes={"axis": parts.q_axis})
         return q, k_steps, step
 
+    def _in_steps(self, k: ir.Value, step: ir.Value, place: str, at: ir.Node) -> ir.Value:
+        """k in INT8; a transposition comes after, where it moves a quarter of the bytes."""
+        turn = k.producer()
+        source = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
+        steps = self._add("QuantizeLinear", [source or k, step, self._zero()], f"{place}/k", at, ir.DataType.INT8)
+        if source is None or turn is None:
+            return steps
+        turned = ir.node(
+            "Transpose",
+            [steps],
+            turn.attributes,
+            outputs=[ir.Value(name=f"{place}/k_turned", shape=k.shape, type=ir.TensorType(ir.DataType.INT8))],
+            name=f"{place}/Transpose",
+        )
+        self._graph.insert_before(at, turned)
+        return turned.outputs[0]
+
     def _step_of(self, value: ir.Value, place: str, at: ir.Node) -> tuple[ir.Value, ir.Value]:
         """max |value| / 127 and max |value|, as scalars."""
+        turn = value.producer()
+        if turn is not None and turn.op_type == "Transpose" and turn.inputs[0] is not None:
+            value = turn.inputs[0]  # the same numbers
         high = self._add("ReduceMax", [value], f"{place}/high", at, attributes={"keepdims": 0})
         low = self._add("ReduceMin", [value], f"{place}/low", at, attributes={"keepdims": 0})
         minus_low = self._add("Neg", [low], f"{place}/minus_low", at)
@@ -247,8 +269,18 @@ class _Rewriter:
         self._graph.remove(list(nodes), safe=True)
         result.name = name
         for node in before:
-            if node is not None and node.graph is self._graph and node.op_type == "Concat" and _unread(node):
-                self._graph.remove(node, safe=True)
+            self._remove_unread(node)
+
+    def _remove_unread(self, node: ir.Node | None) -> None:
+        """Remove a concatenation or a transposition that nobody reads any more, and what led to it."""
+        if node is None or node.graph is not self._graph or node.op_type not in ("Concat", "Transpose"):
+            return
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            return
+        before = [value.producer() for value in node.inputs if value is not None]
+        self._graph.remove(node, safe=True)
+        for each in before:
+            self._remove_unread(each)
 
     def _zero(self) -> ir.Value:
         return self._once("int8.zero", np.array(0, np.int8))
@@ -268,12 +300,3 @@ class _Rewriter:
 
 def _like(value: ir.Value, suffix: str) -> ir.Value:
     return ir.Value(name=f"{value.name}.{suffix}", shape=value.shape, type=value.type)
-
-
-def _unread(node: ir.Node) -> bool:
-    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
-def _only_user(node: ir.Node) -> ir.Node | None:
-    users = [use.node for value in node.outputs for use in value.uses()]
-    return users[0] if len(users) == 1 and not any(value.is_graph_output() for value in node.outputs) else None

@@ -73,6 +73,39 @@ def attention_graph(seed: int = 0) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
+def windowed_graph(*, padding: float = 0.0) -> onnx.ModelProto:
+    """A linear layer whose result is padded and cut into windows, as SAM's qkv: x (1, 3, 3, 8) -> y (4, 2, 2, 24)."""
+    rng = np.random.default_rng(2)
+    weights = {
+        "weight": rng.normal(size=(WIDTH, 3 * WIDTH)).astype(np.float32),
+        "bias": rng.normal(size=3 * WIDTH).astype(np.float32),
+        "pads": np.array([0, 0, 0, 0, 0, 1, 1, 0], np.int64),
+        "padding": np.array(padding, np.float32),
+        "rows": np.array([1, 2, 2, 2, 2, 3 * WIDTH], np.int64),
+        "windows": np.array([4, 2, 2, 3 * WIDTH], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Relu", ["x"], ["active"], name="Relu"),
+        node("MatMul", ["active", "weight"], ["product"], name="qkv/MatMul"),
+        node("Pad", ["product", "pads", "padding"], ["padded"], name="Pad"),
+        node("Reshape", ["padded", "rows"], ["by_rows"], name="Reshape"),
+        node("Transpose", ["by_rows"], ["turned"], name="Transpose", perm=[0, 1, 3, 2, 4, 5]),
+        node("Reshape", ["turned", "windows"], ["cut"], name="Reshape_2"),
+        node("Add", ["cut", "bias"], ["y"], name="Add"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "windowed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 3, WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2, 2, 3 * WIDTH])],
+        initializer=[numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
 def image(seed: int = 1) -> dict[str, np.ndarray]:
     """An input of `attention_graph`."""
     return {"image": np.random.default_rng(seed).normal(size=(1, 3, HEIGHT, WIDE)).astype(np.float32)}

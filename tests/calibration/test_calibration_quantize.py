@@ -13,13 +13,14 @@ from ebseg_deploy.calibration.quantize_check import cosine
 from ebseg_deploy.calibration.quantize_cpu import quantise_for_cpu
 from ebseg_deploy.calibration.quantize_products import products
 from ebseg_deploy.calibration.quantize_weights import quantised, scale_for
+from ebseg_deploy.calibration.quantize_windows import partition_first
 from ebseg_deploy.calibration.ranges import Range
 from ebseg_deploy.errors import CalibrationError, ExportError
 from ebseg_deploy.export.precision.lower import lower
 from ebseg_deploy.export.precision.recipes import GraphRecipe, Keep
 from hypothesis import given
 from hypothesis import strategies as st
-from quantizable_graphs import HEADS, TOKENS, WIDTH, attention_graph, image, ranges_of, run
+from quantizable_graphs import HEADS, TOKENS, WIDTH, attention_graph, image, ranges_of, run, windowed_graph
 
 PATCH = Keep(pattern="patch_embed.proj/Conv", reason="3 channels", precision="fp16")
 TABLE = Keep(pattern="attentions.0/MatMul", reason="a table", precision="fp16")
@@ -227,3 +228,21 @@ def test_cpu_scores_in_strips_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     quantise_for_cpu(strips, recipe(base="fp32"))
     assert sum(node.op_type == "Softmax" for node in strips.graph) == 3
     np.testing.assert_allclose(run(strips, image())[0], run(whole, image())[0], rtol=0, atol=1e-6)
+
+
+def test_windows_are_cut_before_the_product() -> None:
+    proto = windowed_graph()
+    model = ir.from_proto(proto)
+    assert partition_first(model) == 1
+    assert [node.op_type for node in model.graph] == [
+        *("Relu", "Pad", "Reshape", "Transpose", "Reshape", "MatMul", "Add"),
+    ]
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    assert product.inputs[0].shape == ir.Shape([4, 2, 2, WIDTH])
+    feed = {"x": np.random.default_rng(3).normal(size=(1, 3, 3, WIDTH)).astype(np.float32)}
+    np.testing.assert_allclose(run(model, feed)[0], run(proto, feed)[0], rtol=1e-5, atol=1e-6)
+    assert partition_first(model) == 0
+
+
+def test_windows_padded_with_anything_but_zeros_stay() -> None:
+    assert partition_first(ir.from_proto(windowed_graph(padding=1.0))) == 0
