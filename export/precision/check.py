@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ...contract import GraphRecord, ReferenceRecord, Size
@@ -18,6 +19,7 @@ from ...runtime.parity import deviation
 from ...runtime.verify import read_reference, tolerance
 from .emulate import emulate
 from .float_types import Array
+from .overflow import watch_largest
 
 
 class DerivedCheck:
@@ -69,22 +71,43 @@ class DerivedCheck:
         if compute.base != "bf16" or compute.emulated:
             largest = self._judge(made, self._run(made, file, inputs), expected)
         if compute.base != "fp32" and not compute.emulated:
-            emulated = file.with_name(f"{file.name}.emulated")
-            try:
-                model = ir.load(file)
-                emulate(model)
-                ir.save(model, emulated)
-                largest = self._judge(made, self._run(made, emulated, inputs), expected)
-            finally:
-                emulated.unlink(missing_ok=True)
+            got = self._run_emulated(made, file, inputs)
+            if not all(np.isfinite(array).all() for array in got.values()):
+                self._name_overflow(made, file, inputs)
+            largest = self._judge(made, got, expected)
         return largest
 
-    def _run(self, record: GraphRecord, file: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(
+        self, record: GraphRecord, file: Path, inputs: Mapping[str, Array], *, border: bool = True
+    ) -> dict[str, Array]:
         try:
             with OnnxRuntimeBackend(threads=self._threads) as backend:
-                return backend.run(backend.open(file, spec=record.spec, name=record.name), inputs)
+                return backend.run(backend.open(file, spec=record.spec if border else None, name=record.name), inputs)
         except BackendError as error:
             raise ExportError(error.message, cure="report it with the versions `ebseg doctor` prints") from error
+
+    def _run_emulated(
+        self, made: GraphRecord, file: Path, inputs: Mapping[str, Array], *, watch: bool = False
+    ) -> dict[str, Array]:
+        """Run a graph's emulated form; with `watch`, the largest value of each node comes as an output of its name."""
+        emulated = file.with_name(f"{file.name}.emulated")
+        try:
+            model = ir.load(file)
+            emulate(model)
+            watched = watch_largest(model) if watch else {}
+            ir.save(model, emulated)
+            got = self._run(made, emulated, inputs, border=not watch)
+        finally:
+            emulated.unlink(missing_ok=True)
+        return {watched.get(name, name): array for name, array in got.items() if not watch or name in watched}
+
+    def _name_overflow(self, made: GraphRecord, file: Path, inputs: Mapping[str, Array]) -> None:
+        largest = self._run_emulated(made, file, inputs, watch=True)
+        node = next((name for name, value in largest.items() if not np.isfinite(value).all()), None)
+        if node is not None:
+            raise ParityError(
+                f"graph {made.name}: node {node} overflows in {made.precision}", cure=f"add --keep '{node}'"
+            )
 
     def _judge(self, made: GraphRecord, got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, float]:
         largest = {}

@@ -147,6 +147,32 @@ def test_a_wrong_graph_is_found_and_not_written(source: Bundle, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_node_that_overflows_is_named(source: Bundle, tmp_path: Path) -> None:
+    def detour(record: GraphRecord, model: ir.Model, folder: Path) -> None:
+        """Twice 60,000 times as much, and back again: nothing in FP32."""
+        if record.name != "adab_decoder":
+            return
+        total = next(node for node in model.graph if node.op_type == "Sum")
+        tensor = ir.tensor(np.array(6e4, np.float32), name="factor")
+        factor = ir.Value(name="factor", type=ir.TensorType(tensor.dtype), const_value=tensor)
+        model.graph.register_initializer(factor)
+        start = value = total.outputs[0]
+        nodes = []
+        for name in ("up/Mul", "further/Mul", "down/Div", "back/Div"):
+            output = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+            nodes.append(ir.Node("", name.rpartition("/")[2], [value, factor], outputs=[output], name=name))
+            value = output
+        start.replace_all_uses_with(value)
+        nodes[0].replace_input_with(0, start)
+        model.graph.insert_after(total, nodes)
+
+    with pytest.raises(
+        ParityError, match=r"graph adab_decoder: node further/Mul overflows in fp16; add --keep 'further/Mul'"
+    ):
+        derive_bundle(source, tmp_path / "out.ebseg", FP16, CONFIG, transform=detour)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_keeps_must_fit_something(source: Bundle) -> None:
     check_keeps(source, [Keep(pattern="*", reason="for the test")])
     with pytest.raises(InputError, match=r"--keep layers\.99\*: no node .* has such a name"):
