@@ -33,7 +33,7 @@ MUCH_CLIPPED = 0.05
     "--observer", default="max", show_default=True, metavar="RULE", help="max, percentile:99.99, entropy, mse, mse:fp8."
 )
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(SIZED_GRAPHS), help="Only this graph; repeatable.")
-@click.option("--recipe", metavar="NAME", help="Only what this recipe quantises; every factor of a product by default.")
+@click.option("--recipe", metavar="NAME", help="Observe what this recipe needs; by default what any needs.")
 @click.option("--precision", help="Which of the bundle's precisions is observed; its first by default.")
 @click.option(
     "--evaluation", metavar="SOURCE", help="Pictures accuracy will be measured on: warn if they are calibrated on."
@@ -63,8 +63,9 @@ def command(
     A broken-off run goes on where it was when it is started again, and what was found before is not looked for again;
     another --observer needs no further run. Pictures that cannot be read are named and skipped.
     """
-    from ..calibration.calibrate import CalibrationConfig, calibrate, product_inputs
+    from ..calibration.calibrate import CalibrationConfig, calibrate
     from ..calibration.coverage import coverage, overlap
+    from ..calibration.observed_tensors import tensors_for_any_recipe
     from ..calibration.observers import observer_named
     from ..calibration.ranges import write_ranges
     from ..runtime.bundle import Bundle
@@ -72,7 +73,7 @@ def command(
 
     rule = observer_named(observer)
     chosen = tuple(name for name in SIZED_GRAPHS if not graphs or name in graphs)
-    tensors: ChooseTensors = product_inputs
+    tensors: ChooseTensors = tensors_for_any_recipe
     if recipe is not None:
         chosen, tensors = _of_recipe(recipe, chosen)
     if output.is_dir():

@@ -228,7 +228,7 @@ def _graph(name: GraphName, spec: GraphSpec, model: ModelSpec, size: Size | None
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(proto, full_check=True)
-    return proto
+    return onnx.shape_inference.infer_shapes(proto)  # inner shapes stand in exported graphs, too
 
 
 def _clip(builder: _Builder, model: ModelSpec, size: Size) -> None:

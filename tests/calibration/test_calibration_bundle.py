@@ -12,12 +12,23 @@ import onnx
 import pytest
 from ebseg_deploy.calibration.calibrate import CalibrationConfig, calibrate, product_inputs
 from ebseg_deploy.calibration.feeds import DecoderFeeds, PictureFeeds, graph_hash
+from ebseg_deploy.calibration.observed_tensors import tensors_for_any_recipe
 from ebseg_deploy.calibration.observers import MseObserver
 from ebseg_deploy.calibration.pictures import CalibrationPicture
+from ebseg_deploy.calibration.quantize_bundle import tensors_to_observe
 from ebseg_deploy.calibration.ranges import GraphRanges, Range, Ranges, read_ranges, write_ranges
 from ebseg_deploy.calibration.survey import SurveyedPictures, survey
-from ebseg_deploy.contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, SIZED_GRAPHS, ComputeRecord, Size
+from ebseg_deploy.contract import (
+    ADAB_DECODER,
+    CLIP_IMAGE_ENCODER,
+    SAM_IMAGE_ENCODER,
+    SIZED_GRAPHS,
+    ComputeRecord,
+    GraphName,
+    Size,
+)
 from ebseg_deploy.errors import CalibrationError
+from ebseg_deploy.export.precision.recipes import RECIPES
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.bundle import Bundle, read_manifest
 from ebseg_deploy.runtime.canvas import choose_canvas, place_picture
@@ -106,6 +117,18 @@ def test_factors_of_products_are_observed_by_default(bundle: Bundle, pictures: S
         assert product_inputs(bundle, record) == list(each.ranges)
     assert ranges.pictures == pictures.records
     assert (ranges.model, ranges.precision, ranges.observer) == ("ebseg-tiny", "fp32", "max")
+
+
+@pytest.mark.parametrize("graph", SIZED_GRAPHS)
+def test_ranges_for_any_recipe_are_ranges_for_each(bundle: Bundle, graph: GraphName) -> None:
+    record = bundle.graph(graph, SQUARE)
+    found = tensors_for_any_recipe(bundle, record)
+    assert len(set(found)) == len(found)
+    assert set(product_inputs(bundle, record)) <= set(found)
+    quantising = [recipe for recipe in RECIPES.values() if recipe.graphs[graph].quantised]
+    assert quantising
+    for recipe in quantising:
+        assert set(tensors_to_observe(recipe)(bundle, record)) <= set(found), recipe.name
 
 
 def test_every_canvas_has_its_own_ranges(tiny_bundle: Path, pictures: SurveyedPictures) -> None:
