@@ -10,8 +10,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def traced() -> Callable[[str, str], ir.Model]:
-    """traced("tiny-b", "sam_image_encoder") -> an FP32 graph for 64x96, yours to change."""
+def traced() -> Callable[..., ir.Model]:
+    """traced("tiny-b", "sam_image_encoder", batch=1) -> an FP32 graph for 64x96, yours to change."""
     pytest.importorskip("torch")
     import torch
     from ebseg_deploy.contract import Size
@@ -20,14 +20,14 @@ def traced() -> Callable[[str, str], ir.Model]:
     from tiny_models import tiny_model
 
     @cache
-    def make(model: str, name: str) -> ir.Model:
+    def make(model: str, name: str, batch: int | str) -> ir.Model:
         before = torch.get_num_threads()
         torch.set_num_threads(1)  # matrices this small lose more by sharing than they win
         try:
             size = Size(height=64, width=96)
-            graphs = exportable_graphs(tiny_model(model), (size,), 1)
+            graphs = exportable_graphs(tiny_model(model), (size,), batch)
             return trace(next(each for each in graphs if each.name == name))
         finally:
             torch.set_num_threads(before)
 
-    return lambda model, name: make(model, name).clone()
+    return lambda model, name, batch=1: make(model, name, batch).clone()

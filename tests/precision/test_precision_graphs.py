@@ -19,7 +19,7 @@ from ebseg_deploy.export.precision.recipes import BF16, FP16, Recipe
 from ebseg_deploy.runtime.parity import CHAIN_TOLERANCES, TOLERANCES, deviation
 from precision_models import casts_in_a_row, run, type_of
 
-Traced = Callable[[str, str], ir.Model]
+Traced = Callable[..., ir.Model]
 
 
 def names(model: ir.Model) -> list[str]:
@@ -106,6 +106,22 @@ def test_positions_become_a_bias(variant: str, blocks: int, traced: Traced, tmp_
     got = run(model, inputs, tmp_path)
     for output, values in expected.items():
         np.testing.assert_allclose(got[output], values, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_positions_of_any_number_of_pictures(traced: Traced, tmp_path: Path) -> None:
+    one = random_inputs(traced("tiny-nano", "sam_image_encoder"))
+    inputs = {name: np.concatenate([values, values[..., ::-1]]) for name, values in one.items()}
+    inputs["valid_size"] = np.array([[56, 80], [64, 96]], np.int32)
+    expected = run(traced("tiny-nano", "sam_image_encoder", "batch"), inputs, tmp_path)
+    model = traced("tiny-nano", "sam_image_encoder", "batch")
+    assert add_positions(model) == 4
+    lower(model, "fp16", FP16.graphs["sam_image_encoder"].keep)
+    emulate(model)
+    got = run(model, inputs, tmp_path)
+    for output, values in expected.items():
+        assert len(values) == 2
+        assert deviation(output, got[output], values).relative <= TOLERANCES["fp16"]
 
 
 @pytest.mark.slow
