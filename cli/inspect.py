@@ -100,8 +100,20 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
         size = sum(manifest.files[file].bytes for file in (record.file, record.weights) if file)
         worst = max(record.parity, key=lambda name: record.parity[name], default=None)
         parity = "not checked" if worst is None else f"{record.parity[worst]:.1e} ({worst})"
-        graphs.append((record.name, record.precision, record.size or "every", record.opset, bytes_text(size), parity))
-    print_table("Graphs", ("graph", "precision", "canvas", "opset", "size", "largest |Δ| to torch"), graphs)
+        emulated = record.compute is not None and record.compute.emulated
+        precision = f"{record.precision}, emulated" if emulated else record.precision
+        graphs.append((record.name, precision, record.size or "every", record.opset, bytes_text(size), parity))
+    derived = any(record.compute is not None for record in manifest.graphs)
+    against = "largest |Δ| to FP32" if derived else "largest |Δ| to torch"
+    print_table("Graphs", ("graph", "precision", "canvas", "opset", "size", against), graphs)
+    kept = [
+        (record.name, record.size or "every", each.nodes, each.precision, each.pattern, each.reason)
+        for record in manifest.graphs
+        if record.compute is not None
+        for each in record.compute.kept
+    ]
+    if kept:
+        print_table("In a wider type than their graph", ("graph", "canvas", "nodes", "type", "pattern", "reason"), kept)
     tensors = []
     first = {record.name: record for record in reversed(manifest.graphs)}  # of a graph in several sizes or precisions
     for record in reversed(first.values()):

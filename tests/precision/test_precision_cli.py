@@ -42,6 +42,16 @@ def test_tables_name_what_is_kept(source: Path, tmp_path: Path) -> None:
     assert "shares of 1e-8" in outcome.stdout
 
 
+def test_inspect_shows_it(source: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.ebseg"
+    assert quantize(source, "--recipe", "fp16", "--emulate", "-o", made, "--threads", 1).exit_code == 0
+    text = CliRunner().invoke(ebseg, ["inspect", str(made)]).stdout
+    assert "largest |Δ| to FP32" in text
+    assert "fp16, emulated" in text
+    assert "shares of 1e-8" in text
+    assert "largest |Δ| to torch" in CliRunner().invoke(ebseg, ["inspect", str(source)]).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
