@@ -12,7 +12,7 @@ follows. The product with the values stays FP32: uint8 has no steps for the many
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ..export.precision.recipes import GraphRecipe
 from .quantize import KeptProduct, Quantisation, reason_to_keep, refuse_quantised
 from .quantize_attention import riding_positions
-from .quantize_products import Product, products
+from .quantize_products import Product, ProductKind, products
 from .quantize_weights import Array, along, channel_amax, quantised, scale_for
 from .quantize_windows import only_user, partition_first
 
@@ -28,6 +28,14 @@ DOMAIN = "com.microsoft"
 
 STRIP_BYTES = 16 << 20
 """Attention scores made at a time. 12 heads of 1600x1600 tokens are 123 MB; in strips they took half the time."""
+
+
+_NOT_HERE: Mapping[ProductKind, str] = {
+    "linear": "Gemm: the exporter writes MatMul, and ONNX Runtime has no dynamic INT8 Gemm",
+    "convolution": "convolution: ONNX Runtime quantises none dynamically in one kernel",
+    "table": "constant table: small, and batched",
+}
+"""Kinds of products that have no operator here."""
 
 
 def quantise_for_cpu(model: ir.Model, recipe: GraphRecipe) -> Quantisation:
@@ -82,9 +90,7 @@ class _Rewriter:
                 return "attention that other nodes read too"
             self._scores(product, softmax, mixing)
             return None
-        return {"convolution": "convolution: ONNX Runtime quantises none dynamically in one kernel"}.get(
-            product.kind, "constant table: small, and batched"
-        )
+        return _NOT_HERE[product.kind]
 
     def finish(self) -> None:
         """Remove the weights that are stored in INT8 now, and bring the nodes into order."""

@@ -182,3 +182,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said in outcome.stderr
     assert outcome.stderr.splitlines()[-1].startswith("error: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ranges.json"]
+
+
+def test_an_interrupted_run_leaves_nothing(
+    tiny_nano: Bundle, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ebseg_deploy.calibration import quantize_bundle
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize_bundle, "check_cosines", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantise_bundle(tiny_nano, tmp_path / "q.ebseg", recipe_named("int8"), CONFIG, ranges=ranges)
+    assert list(tmp_path.iterdir()) == []
