@@ -95,10 +95,10 @@ def distill_stage(
 
 
 def window_stage(
-    distill_folder: Path, source: SceneSource, config: WindowStageConfig | None = None, model: EbsegConfig = EBSEG_NANO
+    clip_folder: Path, source: SceneSource, config: WindowStageConfig | None = None, model: EbsegConfig = EBSEG_NANO
 ) -> WindowStage:
-    """Stage 2b for nano, from stage 2's folder."""
-    network = _with_clip_of(distill_folder, (DistillStage.name,), model, "give stage 2's folder")
+    """Stage 2b for nano, from stage 2's folder, or from an earlier 2b's for another schedule."""
+    network = _with_clip_of(clip_folder, (DistillStage.name, WindowStage.name), model, "give stage 2's or 2b's folder")
     text = class_embeddings(network.text_encoder(), CLASS_NAMES)
     return WindowStage(config or WindowStageConfig(), network, source, text)
 
