@@ -61,8 +61,8 @@ SCORES_TIED = 2 * GOLDEN["sem_seg_s"].largest
 """A label may differ only where the two labels' scores are as close as the scores' own error allows."""
 
 GOLDEN_MARGIN = 0.1
-"""And, given the golden's class probabilities, only near a place where the golden's best score leads its second by less than this. Measured: 0.036. The golden
-keeps every fourth pixel of each axis; a median pixel has 0.16."""
+"""And, given the golden's class probabilities, only near a place where the golden's best score leads its second by less
+than this. Measured: 0.036. The golden keeps every fourth pixel of each axis; a median pixel has 0.16."""
 
 SAME_ORDER: Mapping[str, float] = {
     # |difference| / largest |value|, restructured against the published order, tiny models   # measured
