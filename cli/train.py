@@ -15,6 +15,7 @@ VERBS = {
     "finetune": LazyVerb("ebseg_deploy.cli.train_finetune", "Stage 3 for B, L or nano on your own label maps."),
     "tune-balance": LazyVerb("ebseg_deploy.cli.train_tune_balance", "Choose α, β and γ on the validation split."),
     "ablate": LazyVerb("ebseg_deploy.cli.train_ablate", "A, B, D, A + B and balanced, of trained decoders."),
+    "parts": LazyVerb("ebseg_deploy.cli.train_parts", "Naming and masks apart: where a decoder loses."),
     "finish": LazyVerb("ebseg_deploy.cli.train_finish", "Write a run's weights as one fp16 .safetensors."),
     "plot": LazyVerb("ebseg_deploy.cli.train_plot", "Draw a run's curves."),
 }

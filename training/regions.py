@@ -1,4 +1,4 @@
-"""How well CLIP names regions whose masks are given: what classification could reach if masks were perfect."""
+"""The two halves of the task apart: naming regions whose masks are given, and finding masks whose names are given."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch.nn import functional as F
 
 from ..contract import Size
 from ..model.ebseg import EBSeg
+from .confusion import Confusion, OpenVocabularyFigures, figures
 from .distill_stage import region_embeddings
 from .emoji_classes import CLASSES, THINGS
+from .evaluate import BACKGROUND, SEEN, Observed
 from .samples import masks_of
 from .scenes import SceneConfig, SceneSource, batch
 
 _COVERED = 0.4  # share of a patch that a mask must cover to hold it
+_FITS = 0.2  # IoU below which a mask is nobody's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,46 @@ def region_accuracy(model: EBSeg, source: SceneSource, text: Tensor, *, scenes: 
                     if wanted < len(THINGS):
                         hits[f"{way}_{'seen' if CLASSES[wanted].seen else 'new'}"].append(float(wanted == got))
     return RegionAccuracy(**{name: sum(each) / max(1, len(each)) for name, each in hits.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskQuality:
+    """How well a decoder's masks fit, whatever it names them. All 0 to 1."""
+
+    best_iou_seen: float
+    """Mean over the things of all scenes of the best IoU that any of the decoder's masks has with it."""
+    best_iou_new: float
+    named_rightly: OpenVocabularyFigures
+    """Figures when every mask gets the name of the class it fits best."""
+
+
+@torch.no_grad()
+def mask_quality(observed: Observed) -> MaskQuality:
+    """Judge masks alone.
+
+    Args:
+        observed: of scenes with truth; a mask holds the pixels where its logit is positive.
+    """
+    confusion = Confusion(len(CLASSES))
+    best: dict[bool, list[float]] = {True: [], False: []}
+    for logits, labels in zip(observed.mask_logits, observed.labels, strict=True):
+        masks = F.interpolate(logits[None], size=labels.shape, mode="bilinear", align_corners=False)[0].sigmoid()
+        inside = (masks > 0.5).float().flatten(1)
+        truth = F.one_hot(labels.long().flatten(), len(CLASSES)).float()
+        both = inside @ truth
+        iou = both / (inside.sum(1)[:, None] + truth.sum(0)[None] - both).clamp(min=1)
+        for cls in labels.unique().tolist():
+            if cls < len(THINGS):
+                best[CLASSES[cls].seen].append(float(iou[:, cls].max()))
+        fit, name = iou.max(1)
+        share = torch.zeros_like(iou).scatter_(1, name[:, None], (fit > _FITS).float()[:, None])
+        given = torch.einsum("qn,qhw->nhw", share, masks).argmax(0)
+        confusion.add(labels.numpy(), given.numpy())
+    return MaskQuality(
+        best_iou_seen=sum(best[True]) / max(1, len(best[True])),
+        best_iou_new=sum(best[False]) / max(1, len(best[False])),
+        named_rightly=figures(confusion, SEEN, BACKGROUND),
+    )
 
 
 def _patches(masks: Tensor, grid: tuple[int, int]) -> Tensor:

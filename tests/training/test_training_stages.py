@@ -19,6 +19,7 @@ from ebseg_deploy.training.contrastive import ContrastiveClip, clip_towers, fold
 from ebseg_deploy.training.distill_stage import DistillStage, DistillStageConfig, random_windows, window_masks
 from ebseg_deploy.training.ebseg_stage import EbsegStage, EbsegStageConfig, nano_stage, supervised_predictions
 from ebseg_deploy.training.emoji_classes import CLASS_NAMES, CLASSES, THINGS
+from ebseg_deploy.training.evaluate import Observed
 from ebseg_deploy.training.finish import write_weights
 from ebseg_deploy.training.initialise import initialise
 from ebseg_deploy.training.loop import LoopConfig, Stage, run
@@ -27,7 +28,7 @@ from ebseg_deploy.training.optimizer import adamw, poly_rate
 from ebseg_deploy.training.prompts import class_embeddings, encode_text, prompt_tokens
 from ebseg_deploy.training.recipes import ebseg_stage, trained_clip, trained_model
 from ebseg_deploy.training.recipes import window_stage as window_stage_of
-from ebseg_deploy.training.regions import region_accuracy
+from ebseg_deploy.training.regions import mask_quality, region_accuracy
 from ebseg_deploy.training.samples import EmojiSamples
 from ebseg_deploy.training.scenes import SceneConfig, batch
 from ebseg_deploy.training.window_stage import WindowStage, WindowStageConfig, window_captions
@@ -362,6 +363,21 @@ def test_region_accuracy_of_an_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ebseg_deploy.training.regions.region_embeddings", oracle)
     result = region_accuracy(model, paper_scenes("val"), text, scenes=8)
     assert (result.b_seen, result.b_new, result.d_seen, result.d_new) == (1, 1, 0, 0)
+
+
+def test_mask_quality_of_perfect_and_of_merged_masks() -> None:
+    """Masks that are the truth fit wholly; one that holds two things fits each by its share."""
+    labels = torch.full((1, 16, 16), len(THINGS), dtype=torch.uint8)
+    labels[0, :8, :8], labels[0, :8, 8:] = 0, 2  # a seen and a new thing
+    masks = torch.stack([labels[0] == value for value in (0, 2, len(THINGS))]).float()[None] * 20 - 10
+    embeddings = (torch.zeros(1, 3, 4),) * 3
+    perfect = mask_quality(Observed(mask_logits=masks, embeddings=embeddings, labels=labels))
+    assert (perfect.best_iou_seen, perfect.best_iou_new) == (1, 1)
+    assert perfect.named_rightly.harmonic_miou == 1
+    merged = torch.stack((masks[0, :2].amax(0), masks[0, 2]))[None]
+    result = mask_quality(Observed(mask_logits=merged, embeddings=(torch.zeros(1, 2, 4),) * 3, labels=labels))
+    assert (result.best_iou_seen, result.best_iou_new) == (0.5, 0.5)
+    assert result.named_rightly.harmonic_miou == 0  # it got one of the two names
 
 
 @pytest.mark.gpu
