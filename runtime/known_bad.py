@@ -56,7 +56,7 @@ class KnownBad:
             and record.name in self.graphs
             and (not self.types or not _types(record).isdisjoint(self.types))
             and record.opset >= self.least_opset
-            and (self.least_batch == 1 or (isinstance(batch, int) and batch >= self.least_batch))
+            and (self.least_batch == 1 or batch == "batch" or (isinstance(batch, int) and batch >= self.least_batch))
         )
 
     def __str__(self) -> str:
