@@ -33,6 +33,7 @@ class TimedBackend(Backend):
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner.name, reason=inner.reason)
+        self.settings = inner.settings
         self.inner = inner
         self.latencies_ms: dict[str, list[float]] = defaultdict(list)
         self.kept_inputs: dict[str, dict[str, Array]] = {}

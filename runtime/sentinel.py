@@ -151,6 +151,7 @@ class Sentinel:
             "precision": self._precision,
             "canvas": str(size or ""),
             "engine": f"{host.engine} {host.engine_version}",
+            "settings": self._backend.settings,
             "gpu": f"{host.gpu}, compute capability {host.compute_capability}",
             "driver": host.driver,
             "allowed": " ".join(map(str, limits.values())),

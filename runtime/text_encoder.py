@@ -32,8 +32,10 @@ class TextEncoder:
         hashes = [
             bundle.manifest.files[file].sha256 for file in (self._record.file, self._record.weights) if file is not None
         ]
-        self.identity = " ".join([*hashes, backend.name])
-        """What the numbers depend on beyond the weights: the graph's files (precision) and the engine."""
+        # Names that a GPU encoded without the sentinel may be wrong; later runs with it must not find them.
+        unchecked = ["unchecked"] if not sentinel and backend.gpu_host() is not None else []
+        self.identity = " ".join([*hashes, backend.name, *filter(None, [backend.settings]), *unchecked])
+        """What the numbers depend on beyond the weights: the graph's files (precision), the engine and its settings."""
 
     def __call__(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """Embeddings (T, D) of token ids (T, 77)."""

@@ -69,7 +69,10 @@ class Backend(ABC):
     Attributes:
         name: how `open_backend` calls it: "onnxruntime", "onnxruntime:cuda", "fake".
         reason: why this one was picked, for people.
+        settings: what the user told the engine, on one line; the numbers may depend on it.
     """
+
+    settings: str = ""
 
     def __init__(self, name: str, *, reason: str = "asked for by name") -> None:
         self.name = name

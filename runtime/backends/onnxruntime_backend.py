@@ -22,6 +22,7 @@ from .onnxruntime_providers import (
     computes_in_tf32,
     engine_cache_folder,
     provider_options,
+    settings_text,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class OnnxRuntimeBackend(Backend):
         if threads is not None and threads < 1:
             raise BackendError(f"backend {self.name}: {threads} threads", cure="give 1 or more")
         self.options = dict(options or {})
+        self.settings = settings_text(self.options)
         device = self.options.get("device_id", "0")
         if not device.isdecimal():
             raise BackendError(f"backend {self.name}: device_id {device!r}", cure="give a GPU's number: 0, 1, …")

@@ -89,6 +89,11 @@ def provider_options(provider: str, given: Options, *, engine_cache: Path | None
     return chosen
 
 
+def settings_text(given: Options) -> str:
+    """The options that the user gave, in an order of their own: "device_id=1 trt_fp16_enable=1"."""
+    return " ".join(f"{name}={given[name]}" for name in sorted(given))
+
+
 def computes_in_tf32(provider: str, given: Options) -> bool:
     """Whether FP32 products may be computed in TF32: CUDA's option says so, TensorRT's providers have none and do."""
     return provider not in ("cpu", "cuda") or (provider == "cuda" and given.get("use_tf32", "0") != "0")
@@ -100,5 +105,5 @@ def engine_cache_folder(graph_sha256: str, host: GpuHost, given: Options) -> Pat
     ONNX Runtime names an engine after the graph's nodes and not after its weights: in a folder for all, a bundle with
     other weights would get this one's engine. It also stops at an engine of another release in place of building.
     """
-    key = [graph_sha256, str(host), host.gpu, *(f"{name}={given[name]}" for name in sorted(given))]
+    key = [graph_sha256, str(host), host.gpu, settings_text(given)]
     return cache_folder("onnxruntime-engines") / hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]

@@ -29,6 +29,7 @@ from ebseg_deploy.runtime.backends.onnxruntime_providers import (
     provider_options,
 )
 from ebseg_deploy.runtime.bundle import Bundle
+from ebseg_deploy.runtime.cache import cache_folder
 from ebseg_deploy.runtime.gpu_host import GpuHost
 from tiny_bundles import add_references
 
@@ -241,6 +242,36 @@ class TestGpuBuild:
             # TF32 is not what passed: the sentinel runs anew.
             with pytest.raises(BackendError, match=r"sentinel: sam_image_encoder fp32 gives wrong .*onnxruntime:cuda"):
                 segmenter(picture, words)
+
+    @pytest.mark.parametrize("provider", ["tensorrt", "nv-tensorrt-rtx"])
+    def test_a_pass_holds_for_the_same_options_alone(
+        self, gpu_build: GpuBuild, tiny_bundle_copy: Path, provider: str
+    ) -> None:
+        def passes(options: str) -> int:
+            with Segmenter.load(bundle, f"onnxruntime:{provider}{options}", threads=1) as segmenter:
+                segmenter.warm_up(bundle.sizes[0])
+            return len(list(cache_folder("sentinels").iterdir()))
+
+        bundle = Bundle.open(add_references(tiny_bundle_copy))
+        half = ",trt_fp16_enable=1"
+        assert [passes(options) for options in ("", "", half, half, "")] == [1, 1, 2, 2, 2]
+
+    def test_names_encoded_unchecked_or_with_other_options_are_encoded_again(
+        self, gpu_build: GpuBuild, tiny_bundle_copy: Path
+    ) -> None:
+        bundle = Bundle.open(add_references(tiny_bundle_copy))
+
+        def encodes(backend: str, *, sentinel: bool) -> bool:
+            gpu_build.sessions.clear()
+            with Segmenter.load(bundle, backend, threads=1, sentinel=sentinel) as segmenter:
+                segmenter.vocabulary(["cat"])
+            return bool(gpu_build.sessions)
+
+        for backend in ("onnxruntime:cuda", "onnxruntime:cuda,use_tf32=1"):
+            for sentinel in (False, True):
+                assert [encodes(backend, sentinel=sentinel) for _ in range(2)] == [True, False], (backend, sentinel)
+        # A CPU has no sentinel: with or without, the names are the same.
+        assert [encodes("onnxruntime:cpu", sentinel=sentinel) for sentinel in (False, True)] == [True, False]
 
     def test_engines_of_the_tensorrt_provider_are_kept_for_a_bundles_graph(
         self, gpu_build: GpuBuild, tiny_bundle: Path
