@@ -21,7 +21,7 @@ from ..errors import CalibrationError, ExportError
 from ..export.precision.recipes import GraphRecipe
 from .quantize_attention import observed, rewrite_attention
 from .quantize_products import Product, products
-from .quantize_weights import ONNX, Array, along, channel_amax, quantised, scale_for
+from .quantize_weights import ONNX, add_constant, along, channel_amax, quantised, scale_for
 from .ranges import Range
 
 QDQ_OPSET = 19
@@ -168,7 +168,7 @@ class _PairWriter:
         """What comes out of a Q/DQ pair behind an activation."""
         name = value.name or ""
         if name not in self._pairs:
-            scale = self._constant(f"{name}.scale", scale_for(amax, self._to, self._base))
+            scale = add_constant(self._graph, f"{name}.scale", scale_for(amax, self._to, self._base))
             zero = self._zero(())
             quantise = ir.node(
                 "QuantizeLinear",
@@ -209,10 +209,10 @@ class _PairWriter:
         amax = np.abs(weight).max() if axis is None else channel_amax(weight, axis)
         scale = scale_for(amax, self._to, self._base)
         steps = quantised(weight, scale if axis is None else along(scale, axis, weight.ndim), self._to)
-        stored = self._constant(f"{name}.{self._to}", steps)
+        stored = add_constant(self._graph, f"{name}.{self._to}", steps)
         dequantise = ir.node(
             "DequantizeLinear",
-            [stored, self._constant(f"{name}.scale", scale), self._zero(scale.shape)],
+            [stored, add_constant(self._graph, f"{name}.scale", scale), self._zero(scale.shape)],
             {} if axis is None else {"axis": axis},
             outputs=[_value(f"{name}.dequantised", ir.DataType.FLOAT, value)],
             name=f"{name}/DequantizeLinear",
@@ -230,13 +230,7 @@ class _PairWriter:
         name = f"zero_point.{self._to}" + (f".{shape[0]}" if shape else "")
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        return self._constant(name, quantised(np.zeros(shape, np.float32), 1.0, self._to))
-
-    def _constant(self, name: str, values: Array) -> ir.Value:
-        tensor = ir.Tensor(np.asarray(values), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return add_constant(self._graph, name, quantised(np.zeros(shape, np.float32), 1.0, self._to))
 
 
 def _value(name: str, dtype: ir.DataType, like: ir.Value) -> ir.Value:

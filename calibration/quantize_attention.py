@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .quantize_products import Product
+from .quantize_weights import add_constant
 from .ranges import Range
 
 UNIT = Range(low=0.0, high=1.0)
@@ -111,7 +112,7 @@ def _worth_of_codes(graph: ir.Graph, product: Product, parts: RidingPositions, r
     place = product.name
     factors = {"worth": worth, "share": 1 / worth}
     constants = {
-        name: _constant(graph, f"{place}.{name}", np.array(each, np.float32)) for name, each in factors.items()
+        name: add_constant(graph, f"{place}.{name}", np.array(each, np.float32)) for name, each in factors.items()
     }
     codes = _node("Mul", [parts.codes, constants["worth"]], f"{place}/codes", parts.codes.shape)
     positions = _node("Mul", [parts.positions, constants["share"]], f"{place}/positions", parts.positions.shape)
@@ -135,7 +136,7 @@ def _divide_behind(graph: ir.Graph, product: Product, softmax: ir.Node) -> None:
     assert scores is not None
     assert scores.shape is not None
     place = softmax.name or "softmax"
-    axes = _constant(graph, f"{place}.axes", np.array([-1], np.int64))
+    axes = add_constant(graph, f"{place}.axes", np.array([-1], np.int64))
     row = ir.Shape([*list(scores.shape)[:-1], 1])
     largest = _node("ReduceMax", [scores, axes], f"{place}/largest", row, keepdims=1)
     below = _node("Sub", [scores, largest.outputs[0]], f"{place}/below", scores.shape)
@@ -154,10 +155,3 @@ def _divide_behind(graph: ir.Graph, product: Product, softmax: ir.Node) -> None:
 def _node(op_type: str, inputs: Sequence[ir.Value], name: str, shape: ir.Shape | None, **attributes: int) -> ir.Node:
     output = ir.Value(name=f"{name}.out", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     return ir.node(op_type, inputs, attributes, outputs=[output], name=name)
-
-
-def _constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
-    tensor = ir.Tensor(values, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

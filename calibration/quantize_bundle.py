@@ -111,6 +111,21 @@ def tensors_to_observe(recipe: Recipe) -> ChooseTensors:
     return choose
 
 
+def ranges_for(ranges: Ranges, bundle: Bundle, record: GraphRecord) -> Mapping[str, Range]:
+    """The ranges of one of a bundle's graphs.
+
+    Raises:
+        CalibrationError: there are none, or they were measured on another graph.
+    """
+    found = ranges.graph(record.name, record.size)
+    if found.sha256 != graph_hash(bundle.file(record.file)):
+        raise CalibrationError(
+            f"ranges of {record.name}: measured on another graph than this bundle's",
+            cure="calibrate this bundle: give --images instead of --ranges",
+        )
+    return found.ranges
+
+
 class _Work:
     """What the steps of one run share."""
 
@@ -155,8 +170,8 @@ class _Work:
         else:
             if record.name == ADAB_DECODER and not self._has(ADAB_DECODER, record.size):
                 self._calibrate((ADAB_DECODER,), encoders=self._encoders_in(folder))
-            done = insert_qdq(model, recipe, self._ranges_of(record))
             assert self.ranges is not None
+            done = insert_qdq(model, recipe, ranges_for(self.ranges, self._bundle, record))
             write_ranges(folder / CALIBRATION_NAME, self.ranges)  # anew with each graph: the decoder's come late
         self.quantisations[record.name, record.size] = done
         found = self._check(record, model, folder)
@@ -170,16 +185,6 @@ class _Work:
 
     def _has(self, graph: GraphName, size: Size | None) -> bool:
         return self.ranges is not None and any((each.graph, each.size) == (graph, size) for each in self.ranges.graphs)
-
-    def _ranges_of(self, record: GraphRecord) -> Mapping[str, Range]:
-        assert self.ranges is not None
-        found = next(each for each in self.ranges.graphs if (each.graph, each.size) == (record.name, record.size))
-        if found.sha256 != graph_hash(self._bundle.file(record.file)):
-            raise CalibrationError(
-                f"ranges of {record.name}: measured on another graph than this bundle's",
-                cure="calibrate this bundle: give --images instead of --ranges",
-            )
-        return found.ranges
 
     def _calibrate(self, graphs: tuple[GraphName, ...], encoders: Mapping[tuple[GraphName, Size], Path] | None) -> None:
         if self._pictures is None:
@@ -199,8 +204,12 @@ class _Work:
             progress=lambda graph, done, total: self._progress(f"calibrating {graph}", done, total),
             notice=self._notice,
         )
-        before = () if self.ranges is None else self.ranges.graphs
-        self.ranges = msgspec.structs.replace(found, graphs=(*before, *found.graphs))
+        if self.ranges is not None:  # its pictures were calibrated on too, and accuracy is not to be measured on them
+            pictures = {each.sha256: each for each in (*self.ranges.pictures, *found.pictures)}
+            found = msgspec.structs.replace(
+                found, pictures=tuple(pictures.values()), graphs=(*self.ranges.graphs, *found.graphs)
+            )
+        self.ranges = found
 
     def _encoders_in(self, folder: Path) -> dict[tuple[GraphName, Size], Path]:
         """The encoders as they were just quantised: what the decoder will stand behind."""

@@ -21,7 +21,7 @@ from ..export.precision.recipes import GraphRecipe
 from .quantize import KeptProduct, Quantisation, reason_to_keep, refuse_quantised
 from .quantize_attention import riding_positions
 from .quantize_products import Product, ProductKind, products
-from .quantize_weights import Array, along, channel_amax, quantised, scale_for
+from .quantize_weights import Array, add_constant, along, channel_amax, quantised, scale_for
 from .quantize_windows import only_user, partition_first
 
 DOMAIN = "com.microsoft"
@@ -128,9 +128,9 @@ class _Rewriter:
             scale = scale_for(channel_amax(weight, product.weight_axis), "int8", "fp32")
             steps = quantised(weight, along(scale, product.weight_axis, weight.ndim), "int8")
             self._weights[name] = (
-                self._constant(f"{name}.int8", steps),
-                self._constant(f"{name}.scale", scale),
-                self._constant(f"{name}.zero", np.zeros(len(scale), np.int8)),
+                add_constant(self._graph, f"{name}.int8", steps),
+                add_constant(self._graph, f"{name}.scale", scale),
+                add_constant(self._graph, f"{name}.zero", np.zeros(len(scale), np.int8)),
             )
             self._replaced.append(value)
         return self._weights[name]
@@ -169,7 +169,7 @@ class _Rewriter:
         lengths = [min(rows, shape[-2] - first) for first in range(0, shape[-2], rows)]
         split = ir.node(
             "Split",
-            [q, self._constant(f"{place}.strips", np.array(lengths, np.int64))],
+            [q, add_constant(self._graph, f"{place}.strips", np.array(lengths, np.int64))],
             {"axis": len(shape) - 2},
             outputs=[
                 ir.Value(name=f"{place}/q_{i}", type=ir.TensorType(ir.DataType.UINT8)) for i in range(len(lengths))
@@ -295,13 +295,7 @@ class _Rewriter:
         return self._once(name, np.array(number, np.float32))
 
     def _once(self, name: str, values: Array) -> ir.Value:
-        return self._graph.initializers.get(name) or self._constant(name, values)
-
-    def _constant(self, name: str, values: Array) -> ir.Value:
-        tensor = ir.Tensor(np.asarray(values), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return self._graph.initializers.get(name) or add_constant(self._graph, name, values)
 
 
 def _like(value: ir.Value, suffix: str) -> ir.Value:

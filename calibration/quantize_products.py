@@ -6,7 +6,6 @@ Only products are quantised: everything else moves as many bytes as it computes 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,12 +52,6 @@ def products(model: ir.Model) -> list[Product]:
         CalibrationError: a shape is missing or dynamic.
     """
     return [_product(node) for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")]
-
-
-def macs_share(some: Iterable[Product], among: Iterable[Product]) -> float:
-    """Multiply-adds of some products as a share of those of others, 0 to 1; 0 where there are none."""
-    total = sum(product.macs for product in among)
-    return sum(product.macs for product in some) / total if total else 0.0
 
 
 def _product(node: ir.Node) -> Product:

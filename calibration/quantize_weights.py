@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..contract import FloatType, QuantisedType
+from ..export.precision.float_types import NUMPY
 
 Array = npt.NDArray[Any]
 
@@ -20,10 +21,6 @@ LARGEST: Mapping[QuantisedType, float] = MappingProxyType({"int8": 127.0, "fp8":
 
 ONNX: Mapping[QuantisedType, ir.DataType] = MappingProxyType(
     {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
-)
-
-_SCALES: Mapping[FloatType, np.dtype[Any]] = MappingProxyType(
-    {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 )
 
 _LEAST: Mapping[FloatType, float] = MappingProxyType({"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126})
@@ -42,7 +39,7 @@ def scale_for(amax: Array | float, to: QuantisedType, base: FloatType) -> Array:
     wanted = np.asarray(amax, np.float32) / np.float32(LARGEST[to])
     least = _LEAST[base]
     # An activation that was 0 in all pictures, or a weight's row of zeros: any step will do.
-    held = np.maximum(wanted, np.float32(least)).astype(_SCALES[base])
+    held = np.maximum(wanted, np.float32(least)).astype(NUMPY[base])
     return np.asarray(held, np.float32)
 
 
@@ -72,3 +69,11 @@ def channel_amax(weight: Array, axis: int) -> Array:
 def along(scale: Array, axis: int, ndim: int) -> Array:
     """A scale per channel, shaped to be broadcast along that axis of a weight."""
     return scale.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def add_constant(graph: ir.Graph, name: str, values: Array) -> ir.Value:
+    """Give a graph a constant of that name."""
+    tensor = ir.Tensor(np.asarray(values), name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

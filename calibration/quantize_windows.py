@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from .quantize_weights import add_constant
+
 _MOVERS = ("Pad", "Reshape", "Transpose")
 
 
@@ -72,11 +74,7 @@ def _narrower(graph: ir.Graph, mover: ir.Node, value: ir.Value, channels: int, *
     assert made is not None
     shape = [*list(made)[:-1], channels]
     if mover.op_type == "Reshape":
-        name = f"{mover.name}.narrow"
-        tensor = ir.Tensor(np.array(shape, np.int64), name=name)
-        lengths = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(lengths)
-        inputs[1] = lengths
+        inputs[1] = add_constant(graph, f"{mover.name}.narrow", np.array(shape, np.int64))
     output = ir.Value(name=f"{mover.outputs[0].name}.narrow", shape=ir.Shape(shape), type=value.type)
     node = ir.node(mover.op_type, inputs, mover.attributes, outputs=[output], name=f"{mover.name}.narrow")
     graph.insert_before(before, node)

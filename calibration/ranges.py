@@ -70,14 +70,18 @@ class Ranges(Record, frozen=True, kw_only=True):
     graphs: tuple[GraphRanges, ...]
 
     def of(self, graph: GraphName, size: Size | None) -> Mapping[str, Range]:
-        """The ranges of one graph.
+        """The ranges of one graph; raises as `graph` does."""
+        return self.graph(graph, size).ranges
+
+    def graph(self, graph: GraphName, size: Size | None) -> GraphRanges:
+        """The entry of one graph.
 
         Raises:
             CalibrationError: it was not calibrated.
         """
         for each in self.graphs:
             if (each.graph, each.size) == (graph, size):
-                return each.ranges
+                return each
         where = "" if size is None else f" for canvas {size}"
         raise CalibrationError(f"ranges: none of graph {graph}{where}", cure="calibrate it with `ebseg calibrate`")
 

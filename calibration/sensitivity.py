@@ -40,9 +40,9 @@ from ..runtime.label_map import label_map
 from ..runtime.vocabulary import Vocabulary
 from ..training.confusion import Confusion, figures
 from .quantize import insert_qdq
-from .quantize_products import products
+from .quantize_bundle import ranges_for
 from .ranges import Range, Ranges
-from .sensitivity_blocks import blocks, macs_of
+from .sensitivity_blocks import blocks
 from .survey import SurveyedPictures
 
 Array = npt.NDArray[Any]
@@ -116,7 +116,7 @@ def measure_sensitivity(
         threads: for ONNX Runtime.
 
     Raises:
-        CalibrationError: a graph has no ranges, or takes several pictures a run.
+        CalibrationError: a graph has no ranges, or those of another bundle's graph, or takes several pictures a run.
     """
     if bundle.manifest.batch != 1:
         raise CalibrationError(
@@ -125,19 +125,20 @@ def measure_sensitivity(
         )
     canvas = bundle.sizes[0] if size is None else size
     with OnnxRuntimeBackend(threads=threads) as backend, tempfile.TemporaryDirectory(prefix="ebseg-") as scratch:
+        quantised = [graph for graph in SIZED_GRAPHS if recipe.graphs[graph].quantised is not None]
+        found = {
+            graph: ranges_for(ranges, bundle, bundle.graph(graph, canvas, bundle.precisions[0])) for graph in quantised
+        }
         run = _Run(bundle, backend, canvas, pictures, vocabulary, background)
         run.reference()
         variants = [
-            (graph, block, names)
-            for graph in SIZED_GRAPHS
-            if recipe.graphs[graph].quantised is not None
-            for block, names in _variants(bundle, graph, canvas, recipe)
+            (graph, block, names) for graph in quantised for block, names in _variants(bundle, graph, canvas, recipe)
         ]
         rows = []
         for number, (graph, block, names) in enumerate(variants):
             progress(f"{graph} {block or ''}".rstrip(), number, len(variants))
             file = Path(scratch) / f"{graph}.onnx"
-            share = _write_variant(bundle, graph, canvas, recipe, ranges.of(graph, canvas), names, file)
+            share = _write_variant(bundle, graph, canvas, recipe, found[graph], names, file)
             outcome = run.variant(graph, file)
             file.unlink()
             rows.append(Sensitivity(graph=graph, block=block, products=len(names), macs_share=share, **asdict(outcome)))
@@ -188,14 +189,12 @@ def _write_variant(
 ) -> float:
     """Save a graph with these products quantised; returns their share of its multiply-adds."""
     model = _load(bundle, bundle.graph(graph, canvas, bundle.precisions[0]))
-    everything = products(model)
-    share = macs_of(names, everything) / sum(product.macs for product in everything)
-    insert_qdq(model, recipe.graphs[graph], ranges, only=frozenset(names))
+    done = insert_qdq(model, recipe.graphs[graph], ranges, only=frozenset(names))
     for value in model.graph.initializers.values():  # the file stands elsewhere than the weights it comes from
         assert value.const_value is not None
         value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
     ir.save(model, file)
-    return share
+    return done.share
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

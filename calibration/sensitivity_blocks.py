@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from ..export.precision.recipes import GraphRecipe
 from .quantize import reason_to_keep
-from .quantize_products import Product, products
+from .quantize_products import products
 
 _NUMBERED = re.compile(r"^(.*?\.\d+)[./]")
 """A module path up to its first index: "backbone.blocks.3" of "backbone.blocks.3.mlp.lin1/MatMul"."""
@@ -42,9 +42,3 @@ def block_of(node: str) -> str | None:
         return numbered[1]
     place = node.rpartition("/")[0]
     return place or None
-
-
-def macs_of(names: Sequence[str], everything: Sequence[Product]) -> int:
-    """Multiply-adds of the products of those names."""
-    wanted = set(names)
-    return sum(product.macs for product in everything if product.name in wanted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .calibration_pictures import DEFAULT_LIMIT, PICTURES_HELP, survey_pictures
-from .options import warn
+from .options import prepare_output_folder, warn
 from .progress import step_progress
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def command(
         raise InputError(f"recipe {recipe.name}: needs pictures", cure="give --images DIR, or --ranges FILE")
     if output.exists() and not overwrite:
         raise InputError(f"output {output} exists", cure="give --overwrite, or another -o")
+    if save_ranges is not None:
+        prepare_output_folder(save_ranges.parent)
     source = Bundle.open(bundle)
     check_source(source)
     if patterns:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .calibration_pictures import EMOJI_SCENES, PICTURES_HELP, survey_pictures
+from .calibration_pictures import PICTURES_HELP, EmojiScenePictures, survey_pictures
 from .options import parse_size, prepare_output_folder, vocabulary_options, vocabulary_source
 from .progress import step_progress
 
@@ -81,9 +81,8 @@ def command(
     source = Bundle.open(bundle)
     check_source(source)
     pictures = survey_pictures(images, limit, data=data)
-    scenes = pictures.source.name.startswith(EMOJI_SCENES)
     background: tuple[str, ...] = ()
-    if scenes:
+    if isinstance(pictures.source, EmojiScenePictures):
         words, background = _scene_words()
     else:
         no_words = vocabulary_file is None and classes is None and dataset is None

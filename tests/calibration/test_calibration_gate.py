@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from ebseg_deploy.calibration.quantize_bundle import (
     quantise_bundle,
     tensors_to_observe,
 )
-from ebseg_deploy.calibration.ranges import Range, Ranges, read_ranges
+from ebseg_deploy.calibration.ranges import CALIBRATION_NAME, Range, Ranges, read_ranges
 from ebseg_deploy.calibration.survey import SurveyedPictures
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Size
@@ -125,6 +126,20 @@ def test_ranges_of_another_bundle_are_refused(tiny_nano: Bundle, ranges: Ranges,
             CONFIG,
             ranges=msgspec.structs.replace(ranges, graphs=others),
         )
+
+
+def test_pictures_of_both_calibrations_are_remembered(
+    tiny_nano: Bundle, surveyed_patchwork: SurveyedPictures, ranges: Ranges, tmp_path: Path
+) -> None:
+    """Ranges of the encoders are given, the decoder's are measured on fewer pictures: accuracy warns of all."""
+    each = surveyed_patchwork
+    few = replace(each, places=each.places[:2], records=each.records[:2], facts=each.facts[:2])
+    given = msgspec.structs.replace(ranges, pictures=each.records[1:])
+    made = quantise_bundle(
+        tiny_nano, tmp_path / "all.ebseg", recipe_named("int8-all"), CONFIG, pictures=few, ranges=given
+    )
+    kept = read_ranges(made.bundle.file(CALIBRATION_NAME))
+    assert sorted(record.sha256 for record in kept.pictures) == sorted(record.sha256 for record in each.records)
 
 
 def test_a_quantised_bundle_is_refused(

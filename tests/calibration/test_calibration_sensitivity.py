@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ebseg_deploy.calibration.sensitivity_table import costliest_first, markdown
 from ebseg_deploy.calibration.survey import SurveyedPictures
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER
+from ebseg_deploy.errors import CalibrationError
 from ebseg_deploy.export.precision.recipes import EVERY_PRODUCT, GraphRecipe
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.segmenter import Segmenter
@@ -102,6 +104,15 @@ def test_the_block_with_a_wrong_scale_stands_first(
     assert {row.graph for row in found_report.rows} == {SAM_IMAGE_ENCODER}
 
 
+def test_ranges_of_another_bundle_are_refused(
+    tiny_nano: Bundle, few: SurveyedPictures, ranges: Ranges, words: Vocabulary
+) -> None:
+    others = tuple(msgspec.structs.replace(graph, sha256="0" * 64) for graph in ranges.graphs)
+    foreign = msgspec.structs.replace(ranges, graphs=others)
+    with pytest.raises(CalibrationError, match="measured on another graph"):
+        measure_sensitivity(tiny_nano, RECIPE, foreign, few, words, threads=1)
+
+
 class LabelledPictures:
     """Pictures whose truth is the left half class 0, the right half class 1."""
 
@@ -160,3 +171,14 @@ def test_command_line(tiny_nano: Bundle, patchwork: Path, tmp_path: Path) -> Non
     assert content == json.loads((output / "sensitivity.json").read_text())
     assert content["pictures"] == 1
     assert (output / "sensitivity.md").read_text().startswith(f"{tiny_nano.source}: int8-all in one place")
+
+
+def test_a_folder_named_like_the_scenes_is_a_folder(
+    tiny_nano: Bundle, patchwork: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(patchwork, tmp_path / "emoji-scenes-of-mine")
+    monkeypatch.chdir(tmp_path)
+    words = ["sensitivity", str(tiny_nano.source), "--images", "emoji-scenes-of-mine", "--vocabulary", "missing.txt"]
+    outcome = CliRunner().invoke(ebseg, words)  # the scenes' own classes would be taken without a look at the file
+    assert outcome.exit_code == 1
+    assert "missing.txt" in outcome.stderr
