@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from ebseg_deploy.benchmarks import precision as precision_module
 from ebseg_deploy.benchmarks.labelled_sets import Example
 from ebseg_deploy.benchmarks.precision import PrecisionConfig, PrecisionReport, measure_precisions
 from ebseg_deploy.benchmarks.precision_table import GRAPH_COLUMNS, RECIPE_COLUMNS, graph_rows, markdown, recipe_rows
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import GRAPH_NAMES, ReferenceRecord
 from ebseg_deploy.errors import BundleError, InputError
+from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.bundle import Bundle, read_manifest
 from ebseg_deploy.runtime.class_names import ClassEntry
 from safetensors.numpy import save_file
@@ -90,6 +93,38 @@ def test_equal_graphs_agree_and_have_equal_figures(report: PrecisionReport) -> N
     for graph in second.graphs:
         assert graph.latency_ratio is not None
         assert graph.ratio_min <= graph.latency_ratio <= graph.ratio_max
+
+
+def test_other_graphs_lose_labels(pair: list[Bundle], make_tiny_bundle: Callable[..., Path]) -> None:
+    other = Bundle.open(make_tiny_bundle("other.ebseg", precisions=("int8",), seed=11))
+    found = measure_precisions([pair[0], other], PrecisionConfig(repeats=0, threads=1), Blocks())
+    agreement = found.rows[1].label_agreement
+    assert agreement is not None
+    assert agreement < 1
+
+
+def test_a_ratio_above_one_is_faster(pair: list[Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP32 takes 3 s a run and the other 1 s, by a clock of the test's."""
+    now = 0.0
+    run = OnnxRuntimeBackend.run
+    opened: dict[int, Path] = {}
+    opening = OnnxRuntimeBackend.open
+
+    def open_and_note(self: OnnxRuntimeBackend, file: Path, **words: object) -> object:
+        graph = opening(self, file, **words)
+        opened[id(graph)] = file
+        return graph
+
+    def run_and_wait(self: OnnxRuntimeBackend, graph: object, inputs: object) -> object:
+        nonlocal now
+        now += 3.0 if opened[id(graph)].is_relative_to(pair[0].path) else 1.0
+        return run(self, graph, inputs)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", open_and_note)
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", run_and_wait)
+    monkeypatch.setattr(precision_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    found = measure_precisions(pair, PrecisionConfig(repeats=2, threads=1))
+    assert [graph.latency_ratio for graph in found.rows[1].graphs] == [3.0] * len(GRAPH_NAMES)
 
 
 def test_untrained_weights_have_no_miou(pair: list[Bundle]) -> None:
