@@ -25,10 +25,9 @@ from .train_options import run_options, run_stage, set_threads
 @click.option(
     "--clip",
     "clip_name",
-    type=click.Choice(("windows", "distill")),
     default="windows",
     show_default=True,
-    help="Whose CLIP: stage 2b's or stage 2's.",
+    help="Whose CLIP: the run's folder of stage 2b, or of stage 2.",
 )
 @click.option(
     "--start", type=click.Path(path_type=Path), help="Folder of an earlier stage 3: begin a schedule with its weights."

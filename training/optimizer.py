@@ -1,6 +1,8 @@
-"""AdamW with weight decay where it belongs, and the poly schedule."""
+"""AdamW with weight decay where it belongs, and the schedules."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -33,3 +35,8 @@ def poly_rate(step: int, *, base: float, steps: int, power: float = 0.9, warmup:
     """Learning rate of `step`: base · (1 − step/steps)^power, after a linear warm-up."""
     rate = base * float((1 - min(step, steps) / steps) ** power)
     return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+def cosine_rate(step: int, *, base: float, steps: int, warmup: int) -> float:
+    """Learning rate of `step`: half a cosine from `base` to 2 % of it, after a linear warm-up."""
+    return base * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))

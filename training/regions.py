@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ..contract import Size
 from ..model.ebseg import EBSeg
 from .confusion import Confusion, OpenVocabularyFigures, figures
-from .distill_stage import region_embeddings
 from .emoji_classes import CLASSES, THINGS
 from .evaluate import BACKGROUND, SEEN, Observed
+from .region_stage import region_embeddings
 from .samples import masks_of
 from .scenes import SceneConfig, SceneSource, batch
 

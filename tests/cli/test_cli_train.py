@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.cli.train import VERBS
+from ebseg_deploy.errors import InputError
 
 
 def run(*words: object) -> Result:
@@ -41,6 +42,21 @@ def test_stages_without_sprites_name_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "run `ebseg train fetch-data`" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_stage_3_takes_clip_from_any_folder_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ebseg_deploy.training import recipes
+
+    asked: list[Path] = []
+
+    def stage(clip_folder: Path, *rest: object, **options: object) -> None:
+        asked.append(clip_folder)
+        raise InputError("asked", cure="no more")
+
+    monkeypatch.setattr(recipes, "ebseg_stage", stage)
+    monkeypatch.setattr(recipes, "training_scenes", lambda *rest, **options: None)
+    assert run("ebseg", "-r", tmp_path, "--clip", "windows-2").exit_code == 1
+    assert asked == [tmp_path / "windows-2"]
 
 
 @pytest.mark.parametrize("words", [("finish", "{run}", "-o", "{run}/w.safetensors"), ("tune-balance", "{run}")])

@@ -10,7 +10,7 @@ from ebseg_deploy.model.checkpoint import load_model
 from ebseg_deploy.model.config import EBSEG_NANO
 from ebseg_deploy.model.shipped import shipped_weights
 from ebseg_deploy.runtime.picture import read_picture
-from ebseg_deploy.training.emoji_classes import CLASSES, THINGS
+from ebseg_deploy.training.emoji_classes import CLASSES
 from ebseg_deploy.training.evaluate import Balance, Observed, judge
 from ebseg_deploy.training.prompts import class_embeddings
 
@@ -44,6 +44,6 @@ def test_it_names_stuff_and_finds_things() -> None:
     text = class_embeddings(model.text_encoder(), [each.name for each in scene_classes()])
     balance = Balance(alpha=EBSEG_NANO.alpha, beta=EBSEG_NANO.beta, gamma=EBSEG_NANO.gamma)
     result = judge(observed, model, text, balance)
-    assert result.background_miou > 0.8
-    assert result.pixel_accuracy > 0.75
-    assert result.miou > 10 / len(THINGS)  # ten times what guessing gives
+    assert result.background_miou > 0.9
+    assert result.pixel_accuracy > 0.85
+    assert result.miou > 0.25  # 0.38 when it was shipped; 1 / 72 is what guessing gives

@@ -16,7 +16,7 @@ from ebseg_deploy.model.ebseg import EBSeg
 from ebseg_deploy.training.clip_stage import STUFF_SHARE, ClipStage, ClipStageConfig, Level, area_targets, hit_rate
 from ebseg_deploy.training.clip_weights import ebseg_clip_state, install_clip
 from ebseg_deploy.training.contrastive import ContrastiveClip, clip_towers, folded, statistics
-from ebseg_deploy.training.distill_stage import DistillStage, DistillStageConfig, random_windows, window_masks
+from ebseg_deploy.training.distill_stage import DistillStage, DistillStageConfig
 from ebseg_deploy.training.ebseg_stage import EbsegStage, EbsegStageConfig, nano_stage, supervised_predictions
 from ebseg_deploy.training.emoji_classes import CLASS_NAMES, CLASSES, THINGS
 from ebseg_deploy.training.evaluate import Observed
@@ -24,10 +24,11 @@ from ebseg_deploy.training.finish import write_weights
 from ebseg_deploy.training.initialise import initialise
 from ebseg_deploy.training.loop import LoopConfig, Stage, run
 from ebseg_deploy.training.losses import LossConfig
-from ebseg_deploy.training.optimizer import adamw, poly_rate
+from ebseg_deploy.training.optimizer import adamw, cosine_rate, poly_rate
 from ebseg_deploy.training.prompts import class_embeddings, encode_text, prompt_tokens
 from ebseg_deploy.training.recipes import ebseg_stage, trained_clip, trained_model
 from ebseg_deploy.training.recipes import window_stage as window_stage_of
+from ebseg_deploy.training.region_stage import random_windows, window_masks
 from ebseg_deploy.training.regions import mask_quality, region_accuracy
 from ebseg_deploy.training.samples import EmojiSamples
 from ebseg_deploy.training.scenes import SceneConfig, batch
@@ -297,6 +298,12 @@ def test_poly_rate() -> None:
     assert poly_rate(5, base=2.0, steps=10) == pytest.approx(2 * 0.5**0.9)
     assert poly_rate(10, base=2.0, steps=10) == 0
     assert poly_rate(0, base=2.0, steps=10, warmup=4) == 0.5
+
+
+def test_cosine_rate() -> None:
+    assert cosine_rate(0, base=2.0, steps=100, warmup=4) == 0.5
+    assert cosine_rate(50, base=2.0, steps=100, warmup=4) == pytest.approx(2 * 0.51)
+    assert cosine_rate(100, base=2.0, steps=100, warmup=4) == pytest.approx(2 * 0.02)
 
 
 def test_no_decay_for_embeddings_norms_and_positions() -> None:
