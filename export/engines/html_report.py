@@ -273,12 +273,8 @@ def _differences(first: EngineSidecar, second: EngineSidecar) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "<tr>" + "".join(f"<th>{escape(each)}</th>" for each in head) + "</tr>" if any(head) else ""
     lines = (
-        "<tr>"
-        + "".join(
-            f'<td class="name">{escape(each)}</td>' if i == 0 else f"<td>{escape(each)}</td>" for i, each in cells
-        )
-        + "</tr>"
-        for cells in (list(enumerate(row)) for row in rows)
+        f'<tr><td class="name">{escape(name)}</td>' + "".join(f"<td>{escape(each)}</td>" for each in rest) + "</tr>"
+        for name, *rest in rows
     )
     return f"<table>{top}{''.join(lines)}</table>"
 

@@ -42,7 +42,7 @@ class BuildRequest:
     compute_capabilities: tuple[str, ...] = ()
     """None takes the target's own: portable over RTX GPUs, or the GPU at hand."""
     ranges: Mapping[str, DimensionRange] = field(default_factory=dict)
-    """Lengths of dynamic dimensions; profiles.DEFAULTS for those not given."""
+    """Lengths of dynamic dimensions; profiles.DEFAULTS for those not given, and profiles.batch_range for the batch."""
     workspace_bytes: int | None = None
     tf32: bool = False
     keep_fp32: tuple[str, ...] = ()
@@ -137,6 +137,7 @@ def plan_build(request: BuildRequest, *, capabilities: Sequence[str] | None = No
         BundleError: the bundle is damaged, or has no such precision.
         InputError: what the target or a GPU cannot do, lengths the graphs do not take, or an opset that TensorRT's
             parser gets wrong.
+        ExportError: neither a graph nor its precision's name says what it is to compute in.
     """
     target = target_named(request.target)
     chosen = request.compute_capabilities or tuple(capabilities or target.default_capabilities)

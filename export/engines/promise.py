@@ -21,7 +21,6 @@ from ...contract import (
     EngineSidecar,
     FloatType,
     GraphName,
-    GraphRecord,
     LayerRecord,
     QuantisedType,
 )
@@ -61,7 +60,6 @@ class Part:
     quantised: QuantisedType | None = None
     kept: tuple[tuple[str, str], ...] = ()
     """(pattern of node names without the prefix, type), for the nodes that do not follow base and quantised."""
-
     strict: bool = False
     """Whether every product with weights is promised in the quantised type but the kept ones, as recipes record it. A
     label says no more than that there are some."""
@@ -136,11 +134,6 @@ def promise_of(
             Part(prefix=prefix, base=base, quantised=quantised, kept=(*kept, *inner), strict=record is not None)
         )
     return Promise(engine=engine, precision=precision, parts=tuple(parts))
-
-
-def promise_of_record(record: GraphRecord, keep_fp32: Iterable[str] = ()) -> Promise:
-    """The promise of an engine of one graph, from the bundle's manifest."""
-    return promise_of(record.name, record.precision, {record.name: record.compute}, keep_fp32)
 
 
 def promise_of_sidecar(sidecar: EngineSidecar) -> Promise:

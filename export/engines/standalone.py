@@ -216,11 +216,12 @@ def _timing_cache(config: Any, path: str | None, log: TextIO) -> Any:
 
 
 def _keep_timing_cache(cache: Any, path: str, log: TextIO) -> None:
-    """Write the cache whole or not at all."""
-    partial = Path(f"{path}.{os.getpid()}.partial")
+    """Write the cache whole or not at all; what a killed build leaves has the name that the next one clears away."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(cache.serialize())
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         log.write(f"[WARNING] timing cache {path}: cannot be written: {error.strerror}\n")

@@ -6,13 +6,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import msgspec
 import pytest
 from click.testing import CliRunner
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import EngineSidecar, LayerRecord
 from ebseg_deploy.export.engines.html_report import COLOURS, WIDTH, html_report
 from rtx import needs_rtx
+from sidecars import make_layer, make_sidecar
 
 ALONE = {"meta", "br"}
 
@@ -52,57 +52,18 @@ def read(page: str) -> Reader:
     return reader
 
 
-def layer(type_: str | None, role: str, work: int | None, *nodes: str) -> LayerRecord:
-    return msgspec.convert(
-        {
-            "name": "<unnamed>",
-            "kind": "gemm",
-            "role": role,
-            "type": type_,
-            "multiply_adds": work,
-            "onnx_nodes": list(nodes),
-            "tactic": "t&1",
-        },
-        LayerRecord,
-    )
-
-
 LAYERS = [
-    layer("Half", "gemm", 30_000_000, "layers.0.mlp.c_fc/MatMul"),
-    layer("Int8", "gemm", 60_000_000, "layers.1.attn.qkv/MatMul"),
-    layer("Half", "attention", None, "layers.1.attn/MatMul"),
-    layer("Half", "cast", None, "layers.1/Cast<3>"),
-    layer(None, "other", None),
-    layer("Half", "gemm", 10_000_000, "layers.1.mlp.c_fc/MatMul"),
+    make_layer("Half", "gemm", 30_000_000, "layers.0.mlp.c_fc/MatMul"),
+    make_layer("Int8", "gemm", 60_000_000, "layers.1.attn.qkv/MatMul"),
+    make_layer("Half", "attention", None, "layers.1.attn/MatMul"),
+    make_layer("Half", "cast", None, "layers.1/Cast<3>"),
+    make_layer(None, "other", None),
+    make_layer("Half", "gemm", 10_000_000, "layers.1.mlp.c_fc/MatMul"),
 ]
 
 
-def sidecar(layers: list[LayerRecord], **changes: object) -> EngineSidecar:
-    plain = {
-        "schema_version": 1,
-        "plan": {"bytes": 4096, "sha256": "00"},
-        "graph": "sam_image_encoder",
-        "precision": "int8",
-        "size": {"height": 64, "width": 64},
-        "model": "ebseg-tiny",
-        "spec": {"inputs": [], "outputs": []},
-        "source": {},
-        "target": "tensorrt-rtx",
-        "tensorrt_version": "1.7.1.116",
-        "platform": "linux-x86_64",
-        "settings": {
-            "compute_capabilities": ["8.6"],
-            "profile": {},
-            "workspace_bytes": None,
-            "tf32": False,
-            "keep_fp32": [],
-        },
-        "memory": {"weights_bytes": 1, "activation_bytes": 2, "scratch_bytes": 3, "builder_peak_bytes": None},
-        "layers": layers,
-        "build_seconds": 1.0,
-        "provenance": {},
-    }
-    return msgspec.convert(msgspec.to_builtins({**plain, **changes}), EngineSidecar)
+def sidecar(layers: list[LayerRecord], precision: str = "int8") -> EngineSidecar:
+    return make_sidecar(layers, precision=precision)
 
 
 def test_shares_parts_and_verdict() -> None:
@@ -123,7 +84,7 @@ def test_shares_parts_and_verdict() -> None:
 
 
 def test_a_broken_promise_is_said() -> None:
-    page = html_report(sidecar([*LAYERS, layer("Float", "gemm", 5, "layers.2/MatMul")]))
+    page = html_report(sidecar([*LAYERS, make_layer("Float", "gemm", 5, "layers.2/MatMul")]))
     assert "1 of 5 products are not: 1 Float, first layers.2/MatMul" in read(page).text
     assert 'class="broken"' in page
 
@@ -142,7 +103,7 @@ def test_the_timeline_is_as_wide_as_the_work() -> None:
 
 
 def test_two_engines_are_held_against_each_other() -> None:
-    other = sidecar([layer("Half", "gemm", 30_000_000, "layers.1.attn.qkv/MatMul")], precision="fp16")
+    other = sidecar([make_layer("Half", "gemm", 30_000_000, "layers.1.attn.qkv/MatMul")], precision="fp16")
     text = read(html_report(sidecar(LAYERS), other)).text
     assert "sam_image_encoder 64x64 int8 against sam_image_encoder 64x64 fp16" in text
     assert re.search(r"node layers\.1\.attn\.qkv/MatMul\s*Int8\s*Half", text)
@@ -151,8 +112,8 @@ def test_two_engines_are_held_against_each_other() -> None:
 
 def test_engines_without_a_report_or_without_work() -> None:
     assert "The builder gave no layer report." in read(html_report(sidecar([]))).text
-    read(html_report(sidecar([layer("Half", "other", None)])))
-    many = [layer("Half", "gemm", 1 + i, f"layers.{i}/MatMul") for i in range(3000)]
+    read(html_report(sidecar([make_layer("Half", "other", None)])))
+    many = [make_layer("Half", "gemm", 1 + i, f"layers.{i}/MatMul") for i in range(3000)]
     reader = read(html_report(sidecar(many)))
     assert "2960 lighter parts are not listed." in reader.text
     assert "2600 lighter ones are not listed." in reader.text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ebseg_deploy.contract import BundleManifest, EngineSettings, EngineSidecar, GraphRecord
+from ebseg_deploy.contract import BundleManifest, EngineSidecar, GraphRecord
 from ebseg_deploy.errors import BackendError, BundleError
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.engine_file import (
@@ -20,6 +20,7 @@ from ebseg_deploy.runtime.engine_file import (
     rebuild_command,
     sidecar_path,
 )
+from sidecars import make_sidecar
 
 PLAN = b"not machine code at all" * 100
 HOST = EngineHost(target="tensorrt-rtx", tensorrt_version="1.7.1.116", compute_capability="8.9")
@@ -37,34 +38,26 @@ def record(manifest: BundleManifest) -> GraphRecord:
 
 @pytest.fixture
 def sidecar(record: GraphRecord) -> EngineSidecar:
-    plain = {
-        "schema_version": 1,
-        "plan": {"bytes": len(PLAN), "sha256": hashlib.sha256(PLAN).hexdigest()},
-        "graph": record.name,
-        "precision": "fp32",
-        "size": None,
-        "model": "ebseg-tiny",
-        "spec": record.spec,
-        "source": {record.file: "ab" * 32},
-        "target": "tensorrt-rtx",
-        "tensorrt_version": "1.7.1.116",
-        "platform": host_platform(),
-        "settings": EngineSettings(
-            compute_capabilities=("8.6", "8.9"),
-            profile={
+    return make_sidecar(
+        [],
+        plan={"bytes": len(PLAN), "sha256": hashlib.sha256(PLAN).hexdigest()},
+        graph=record.name,
+        precision="fp32",
+        size=None,
+        spec=record.spec,
+        source={record.file: "ab" * 32},
+        platform=host_platform(),
+        settings={
+            "compute_capabilities": ["8.6", "8.9"],
+            "profile": {
                 "classes": {"min": 1, "opt": 5, "max": 9},
                 "classes_and_background": {"min": 2, "opt": 6, "max": 10},
-            },  # type: ignore[dict-item]
-            workspace_bytes=1 << 30,
-            tf32=False,
-            keep_fp32=("a b*",),
-        ),
-        "memory": {"weights_bytes": None, "activation_bytes": None, "scratch_bytes": None, "builder_peak_bytes": None},
-        "layers": [],
-        "build_seconds": 1.5,
-        "provenance": {},
-    }
-    return msgspec.convert(msgspec.to_builtins(plain), EngineSidecar)
+            },
+            "workspace_bytes": 1 << 30,
+            "tf32": False,
+            "keep_fp32": ["a b*"],
+        },
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -19,7 +20,7 @@ from ebseg_deploy.export.merged_spec import MERGED_GRAPHS, merged_prefix
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from onnx import TensorProto, helper, numpy_helper
-from tiny_bundles import TINY_SIZES, write_tiny_bundle
+from tiny_bundles import TINY_SIZES, seal, write_tiny_bundle
 
 SIZE = TINY_SIZES[0]
 
@@ -74,8 +75,6 @@ def test_nodes_are_named_after_their_graph(tiny_bundle: Path, tmp_path: Path) ->
 
 def with_weights(bundle: Path) -> Path:
     """The tiny bundle with the decoder's weights in a file of their own."""
-    from tiny_bundles import seal
-
     manifest = Bundle.open(bundle).manifest
     graphs = []
     for record in manifest.graphs:
@@ -83,15 +82,8 @@ def with_weights(bundle: Path) -> Path:
             model = onnx.load(bundle / record.file)
             name = f"decoder_{record.size}.weights"
             onnx.save(model, bundle / record.file, save_as_external_data=True, location=name, size_threshold=128)
-            record = type(record)(
-                **{
-                    **{key: getattr(record, key) for key in record.__struct_fields__},
-                    "weights": str(Path(record.file).with_name(name)),
-                }
-            )
+            record = msgspec.structs.replace(record, weights=str(Path(record.file).with_name(name)))
         graphs.append(record)
-    import msgspec
-
     return seal(bundle, msgspec.structs.replace(manifest, graphs=tuple(graphs)))
 
 
@@ -126,8 +118,6 @@ def half(name: str, values: np.ndarray) -> onnx.TensorProto:
 
 def test_casts_that_undo_each_other_at_a_border_are_left_out(tiny_bundle_copy: Path, tmp_path: Path) -> None:
     """sam_feature_0 is widened by the encoder for the border and narrowed by the decoder behind it."""
-    from tiny_bundles import seal
-
     bundle = Bundle.open(tiny_bundle_copy)
     encoder = bundle.graph("sam_image_encoder", SIZE).file
     model = onnx.load(tiny_bundle_copy / encoder)
