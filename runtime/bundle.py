@@ -132,6 +132,11 @@ class Bundle:
             )
         return path
 
+    def graph_hashes(self, record: GraphRecord) -> dict[str, str]:
+        """sha256 of a graph's files: the graph and, where it has them, its weights."""
+        files = [file for file in (record.file, record.weights) if file is not None]
+        return {file: self.manifest.files[file].sha256 for file in files}
+
     def graph(self, name: GraphName, size: Size | None = None, precision: str | None = None) -> GraphRecord:
         """The record of one graph.
 

@@ -29,9 +29,7 @@ class TextEncoder:
         self._bundle, self._backend, self._checked = bundle, backend, not sentinel
         self._record = bundle.graph(TEXT_ENCODER, precision=precision)
         self._graph: Any = None
-        hashes = [
-            bundle.manifest.files[file].sha256 for file in (self._record.file, self._record.weights) if file is not None
-        ]
+        hashes = bundle.graph_hashes(self._record).values()
         # Names that a GPU encoded without the sentinel may be wrong; later runs with it must not find them.
         unchecked = ["unchecked"] if not sentinel and backend.gpu_host() is not None else []
         self.identity = " ".join([*hashes, backend.name, *filter(None, [backend.settings]), *unchecked])

@@ -126,8 +126,7 @@ class OnnxRuntimeBackend(Backend):
                 cure="build engines with `ebseg build`, or make a bundle with `ebseg quantize --emulate` to measure",
             )
         path = super().graph_file(bundle, record)
-        files = [file for file in (record.file, record.weights) if file is not None]
-        self._hashes[path] = " ".join(bundle.manifest.files[file].sha256 for file in files)
+        self._hashes[path] = " ".join(bundle.graph_hashes(record).values())
         return path
 
     def gpu_host(self) -> GpuHost | None:

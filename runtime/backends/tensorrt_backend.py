@@ -82,9 +82,7 @@ class TensorRtBackend(Backend):
                 f"graph {record.name}: no engine {plan}",
                 cure=f"ebseg build {bundle.source} --target {self.target} --precision {record.precision}",
             )
-        files = [file for file in (record.file, record.weights) if file is not None]
-        source = {file: bundle.manifest.files[file].sha256 for file in files}
-        self._expected[plan] = _Expected(record=record, source=source)
+        self._expected[plan] = _Expected(record=record, source=bundle.graph_hashes(record))
         return plan
 
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
