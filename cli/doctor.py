@@ -227,7 +227,7 @@ def _version(distribution: str) -> str | None:
 
 
 @click.command()
-@click.option("--clean-cache", is_flag=True, help="Empty the cache folder instead; all in it can be made again.")
+@click.option("--clean-cache", is_flag=True, help="Throw away what the cache folder can make again, instead.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report on stdout.")
 @click.pass_context
 def command(ctx: click.Context, clean_cache: bool, as_json: bool) -> None:
