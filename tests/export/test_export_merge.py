@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from ebseg_deploy.cli import ebseg
-from ebseg_deploy.contract import Size
+from ebseg_deploy.contract import ComputeRecord, Size
 from ebseg_deploy.errors import BundleError, ExportError, InputError, ParityError
 from ebseg_deploy.export import merge as merge_module
 from ebseg_deploy.export.merge import merge_graphs, write_merged
@@ -190,6 +190,20 @@ def test_what_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").read_bytes() == b"mine"
     with pytest.raises(ExportError, match="cannot be written"):
         write_merged(bundle, SIZE, "fp32", tmp_path / "m.onnx" / "below.onnx")
+
+
+def test_bf16_cannot_be_checked_on_a_cpu(tiny_bundle_copy: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(tiny_bundle_copy).manifest
+    for emulated in (False, True):
+        compute = ComputeRecord(base="bf16", emulated=emulated)
+        graphs = tuple(msgspec.structs.replace(record, compute=compute) for record in manifest.graphs)
+        bundle = Bundle.open(seal(tiny_bundle_copy, msgspec.structs.replace(manifest, graphs=graphs)))
+        if emulated:
+            write_merged(bundle, SIZE, "fp32", tmp_path / "m.onnx", threads=1)
+            continue
+        with pytest.raises(InputError, match=r"cannot compute BF16 on a CPU.*without --merged"):
+            write_merged(bundle, SIZE, "fp32", tmp_path / "m.onnx", threads=1)
+        assert list(tmp_path.glob("m.onnx*")) == []
 
 
 def test_the_command(tiny_bundle: Path, tmp_path: Path) -> None:
