@@ -20,7 +20,7 @@ from ..errors import BundleError, InputError
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ..runtime.bundle import Bundle
 from ..runtime.segmenter import Segmenter
-from ..runtime.verify import read_reference
+from ..runtime.verify import read_reference, reference_inputs
 from .accuracy import measure_accuracy
 from .labelled_sets import LabelledSet
 from .machine import Machine, describe_machine
@@ -157,9 +157,7 @@ def _inputs(bundle: Bundle, canvas: Size, threads: int | None) -> dict[GraphName
     reference = next((each for each in bundle.manifest.references if each.size == canvas), None)
     if reference is None:
         raise BundleError(f"bundle {bundle.source}: no reference picture to time graphs on", cure="export it again")
-    tensors = {
-        name: array for name, array in read_reference(bundle, reference).items() if not name.startswith("expected.")
-    }
+    tensors = reference_inputs(read_reference(bundle, reference))
     found: dict[GraphName, dict[str, Array]] = {}
     with OnnxRuntimeBackend(threads=threads) as backend:
         for name in GRAPH_NAMES:

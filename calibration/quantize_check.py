@@ -19,7 +19,7 @@ from ..contract import GraphName, GraphRecord, Size
 from ..errors import ParityError
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ..runtime.bundle import Bundle
-from ..runtime.verify import read_reference
+from ..runtime.verify import read_reference, reference_inputs
 
 Array = npt.NDArray[Any]
 
@@ -58,11 +58,7 @@ class CosineCheck:
         self._bundle = bundle
         self._threads = threads
         self._tensors: dict[Size, dict[str, Array]] = {
-            reference.size: {
-                name: array
-                for name, array in read_reference(bundle, reference).items()
-                if not name.startswith("expected.")
-            }
+            reference.size: reference_inputs(read_reference(bundle, reference))
             for reference in bundle.manifest.references
         }
 

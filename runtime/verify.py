@@ -104,11 +104,16 @@ def read_reference(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Arra
         raise BundleError(f"bundle {bundle.source}: {reference.file}: {error}", cure="export it again") from error
 
 
+def reference_inputs(reference: Mapping[str, Array]) -> dict[str, Array]:
+    """Of a reference's tensors, from `read_reference`, those that graphs are given: the expected outputs left out."""
+    return {name: array for name, array in reference.items() if not name.startswith(EXPECTED)}
+
+
 def _run_chain(
     bundle: Bundle, backend: Backend, size: Size, precision: str, reference: dict[str, Array]
 ) -> Iterator[list[VerifiedOutput]]:
     """One graph after another, opened and closed in turn: no more memory than the largest needs."""
-    tensors = {name: array for name, array in reference.items() if not name.startswith(EXPECTED)}
+    tensors = reference_inputs(reference)
     for name in GRAPH_NAMES:
         record = bundle.graph(name, size, precision)
         graph = backend.open(backend.graph_file(bundle, record), spec=record.spec, name=name)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ...contract import GraphRecord, ReferenceRecord, Size
+from ...contract import GraphRecord, Size
 from ...errors import BackendError, BundleError, ExportError, ParityError
 from ...runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.parity import deviation
-from ...runtime.verify import read_reference, tolerance
+from ...runtime.verify import read_reference, reference_inputs, tolerance
 from .emulate import emulate
 from .float_types import Array
 from .overflow import watch_largest
@@ -41,7 +41,9 @@ class DerivedCheck:
         self._bundle = bundle
         self._folder = folder
         self._threads = threads
-        self._tensors: dict[Size, dict[str, Array]] = {each.size: _inputs(bundle, each) for each in references}
+        self._tensors: dict[Size, dict[str, Array]] = {
+            each.size: reference_inputs(read_reference(bundle, each)) for each in references
+        }
 
     def __call__(self, source: GraphRecord, made: GraphRecord) -> dict[str, float]:
         """Check one graph.
@@ -122,9 +124,3 @@ class DerivedCheck:
                 )
             largest[name] = found.largest
         return largest
-
-
-def _inputs(bundle: Bundle, reference: ReferenceRecord) -> dict[str, Array]:
-    return {
-        name: array for name, array in read_reference(bundle, reference).items() if not name.startswith("expected.")
-    }

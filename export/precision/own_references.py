@@ -17,7 +17,7 @@ from ...contract import GraphRecord, ReferenceRecord, Size, sample_axes
 from ...errors import BackendError, ExportError
 from ...runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
-from ...runtime.verify import EXPECTED, read_reference
+from ...runtime.verify import EXPECTED, read_reference, reference_inputs
 from .emulate import emulate
 from .float_types import Array
 
@@ -39,11 +39,7 @@ class OwnReferences:
         self._tensors: dict[Size, dict[str, Array]] = {}
         self._kept: dict[Size, dict[str, Array]] = {}
         for reference in bundle.manifest.references:
-            inputs = {
-                name: array
-                for name, array in read_reference(bundle, reference).items()
-                if not name.startswith(EXPECTED)
-            }
+            inputs = reference_inputs(read_reference(bundle, reference))
             self._tensors[reference.size], self._kept[reference.size] = inputs, dict(inputs)
 
     def add(self, made: GraphRecord) -> None:
