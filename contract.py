@@ -58,7 +58,6 @@ VILD_TEMPLATES = (
 
 CANVAS_DIVISOR = 32
 MASK_STRIDE = 4
-SAM_PATCH = 16
 SAM_FEATURES = 4
 
 
@@ -104,6 +103,8 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     clip_input_scale: float
     head_blocks: int
     sam_width: int
+    sam_patch: int = 16
+    """Side of SAM's patches in canvas pixels."""
     context_length: int = 77
     alpha: float
     """Weight of D for seen classes, in the geometric mean of the three probabilities."""
@@ -139,7 +140,7 @@ def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, bat
         clip_cls              (B, 1, C) the CLS token entering the head blocks
         clip_head_keys/values (B, L, M, h·w, d) of the patches, in every head block
         clip_dense            (B, D, h, w) unit length along D
-        sam_feature_{0..3}    (B, C', H/16, W/16) after the four global-attention blocks
+        sam_feature_{0..3}    (B, C', H/p, W/p) after the four global-attention blocks, p SAM's patch: 16, of nano 8
         mask_logits           (B, Q, H/4, W/4) before the sigmoid
         embeddings_{a,b,d}    (B, Q, D) the paper's A (fully supervised), B (mask attention), D (frozen)
         text_embeddings       (N+1, D) unit length; the last row is the learned background
@@ -176,7 +177,7 @@ def graph_spec(graph: GraphName, model: ModelSpec, size: Size | None = None, bat
         f32("clip_dense", batch, model.embedding_dim, rows, columns),
     )
     sam = tuple(
-        f32(f"sam_feature_{i}", batch, model.sam_width, size.height // SAM_PATCH, size.width // SAM_PATCH)
+        f32(f"sam_feature_{i}", batch, model.sam_width, size.height // model.sam_patch, size.width // model.sam_patch)
         for i in range(SAM_FEATURES)
     )
     if graph == ADAB_DECODER:

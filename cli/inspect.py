@@ -86,7 +86,7 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
         ("embedding width", model.embedding_dim),
         ("CLIP", f"width {model.clip_width}, {model.clip_heads} heads, patch {model.clip_patch}"),
         ("CLIP input scale", model.clip_input_scale),
-        ("SAM width", model.sam_width),
+        ("SAM", f"width {model.sam_width}, patch {model.sam_patch}"),
         ("α, β, γ", f"{model.alpha:g}, {model.beta:g}, {model.gamma:g}"),
         ("logit scale", f"{model.logit_scale:g}"),
         ("text encoder", manifest.text.encoder_sha256),

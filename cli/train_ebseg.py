@@ -15,6 +15,13 @@ from .train_options import run_options, run_stage, set_threads
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, scenes and sampled points.")
 @click.option("--ssc", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Weight of SSC; 0: without.")
 @click.option(
+    "--region",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Weight of B's likeness to what CLIP says of the true masks; 0: the published losses alone.",
+)
+@click.option(
     "--unnamed",
     type=click.FloatRange(0, 0.9),
     default=0.5,
@@ -42,6 +49,7 @@ def command(
     steps: int,
     seed: int,
     ssc: float,
+    region: float,
     unnamed: float,
     name: str,
     clip_name: str,
@@ -60,6 +68,7 @@ def command(
         steps=steps,
         seed=seed,
         structure=ssc,
+        region=region,
         unnamed=unnamed,
         start=start,
     )

@@ -106,6 +106,7 @@ class EbsegConfig:
             clip_input_scale=self.clip_input_scale,
             head_blocks=self.head_blocks,
             sam_width=self.sam.width,
+            sam_patch=self.sam.patch,
             context_length=self.clip.context_length,
             alpha=self.alpha,
             beta=self.beta,

@@ -66,6 +66,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.weights = weights
         self.fusion = fusion
+        self.sam_patch = config.sam.patch
         self.sizes = [(size.height // stride, size.width // stride) for stride in (32, 16, 8)]
         self.mask_size = (size.height // MASK_STRIDE, size.width // MASK_STRIDE)
         position = torch.cat([sine_positions(s, config.hidden_dim).flatten(1).T for s in self.sizes])
@@ -79,10 +80,11 @@ class PixelDecoder(nn.Module):
         self.register_buffer("reference", centres(self.sizes), persistent=False)
 
     def forward(self, clip_fusion: tuple[Tensor, ...], sam: tuple[Tensor, ...]) -> PixelFeatures:
-        """Three CLIP fusion features (B, C, h, w) and SAM's four (B, C', H/16, W/16) -> PixelFeatures."""
+        """Three CLIP fusion features (B, C, h, w) and SAM's four (B, C', H/p, W/p) -> PixelFeatures."""
         weights = self.weights
-        # res5, res4, res3: SAM's features ×0.5, ×1, ×2, each plus its CLIP feature.
-        sources = (F.avg_pool2d(sam[3], 2), sam[2], sam[1])
+        # res5, res4, res3: SAM's features at 1/32, 1/16 and 1/8, each plus its CLIP feature. Halving bilinearly is a
+        # mean of 2×2; what has to grow does so after the convolution.
+        sources = (self._halved(sam[3], 32), self._halved(sam[2], 16), sam[1])
         tokens = []
         for i, (source, clip) in enumerate(zip(sources, reversed(clip_fusion), strict=True)):
             conv, norm = weights.input_proj[i]
@@ -104,3 +106,7 @@ class PixelDecoder(nn.Module):
         fine = weights.adapter_1.norm(lateral) + bilinear(levels[-1], self.mask_size)
         fine = F.relu(weights.layer_1.norm(F.conv2d(fine, weights.layer_1.weight, padding=1)))
         return PixelFeatures(levels=levels, mask_features=weights.mask_features(fine))
+
+    def _halved(self, feature: Tensor, stride: int) -> Tensor:
+        factor = stride // self.sam_patch
+        return F.avg_pool2d(feature, factor) if factor > 1 else feature

@@ -186,7 +186,7 @@ def _clip_head(model: EBSeg, clip: _Trunk, bias: Tensor) -> tuple[Tensor, Tensor
 
 
 def _sam(model: EBSeg, picture: Tensor) -> list[Tensor]:
-    """res2..res5: SAM's blocks' own forward, then bilinear ×4, ×2, ×1, ×0.5."""
+    """res2..res5: SAM's blocks' own forward, then bilinear to 1/4, 1/8, 1/16, 1/32, halving by halving."""
     backbone = model.backbone
     x = backbone.patch_embed(picture)
     x = x + resize_grid(backbone.pos_embed[0], (x.shape[1], x.shape[2]))
@@ -197,9 +197,15 @@ def _sam(model: EBSeg, picture: Tensor) -> list[Tensor]:
         if i in model.config.sam.global_blocks:
             outputs.append(x.permute(0, 3, 1, 2))
     return [
-        F.interpolate(output, scale_factor=scale, mode="bilinear")
-        for output, scale in zip(outputs, (4.0, 2.0, 1.0, 0.5), strict=True)
+        _to_stride(output, model.config.sam.patch / stride)
+        for output, stride in zip(outputs, (4, 8, 16, 32), strict=True)
     ]
+
+
+def _to_stride(feature: Tensor, scale: float) -> Tensor:
+    while scale < 0.5:
+        feature, scale = F.interpolate(feature, scale_factor=0.5, mode="bilinear"), 2 * scale
+    return F.interpolate(feature, scale_factor=scale, mode="bilinear")
 
 
 def _pixel_decoder(model: EBSeg, sam: list[Tensor], clip: _Trunk) -> tuple[list[Tensor], Tensor]:

@@ -97,7 +97,7 @@ class RelativeAttention(nn.Module):
 
 
 class SamImageEncoder(nn.Module):
-    """The graph `sam_image_encoder`: uint8 canvas in, four (B, C, H/16, W/16) features out, for one canvas size."""
+    """The graph `sam_image_encoder`: uint8 canvas in, four (B, C, H/p, W/p) features out, for one canvas size."""
 
     attentions: Any  # RelativeAttention, in a ModuleList
     position: Tensor

@@ -19,7 +19,6 @@ from ebseg_deploy.contract import (
     MANIFEST_NAME,
     MASK_STRIDE,
     SAM_FEATURES,
-    SAM_PATCH,
     SCHEMA_VERSION,
     SIZED_GRAPHS,
     TOKENIZER_NAME,
@@ -214,7 +213,8 @@ def _graph(name: GraphName, spec: GraphSpec, model: ModelSpec, size: Size | None
         _clip(builder, model, size)
     elif name == "sam_image_encoder":
         assert size is not None
-        cells = builder.pooled("image", "valid_size", size.height // SAM_PATCH, size.width // SAM_PATCH, size)
+        rows, columns = size.height // model.sam_patch, size.width // model.sam_patch
+        cells = builder.pooled("image", "valid_size", rows, columns, size)
         for i in range(SAM_FEATURES):
             builder.node("Conv", cells, builder.normal(model.sam_width, 3, 1, 1), out=f"sam_feature_{i}")
     elif name == "adab_decoder":
@@ -254,7 +254,7 @@ def _clip(builder: _Builder, model: ModelSpec, size: Size) -> None:
 def _decoder(builder: _Builder, model: ModelSpec, spec: GraphSpec) -> None:
     features = builder.node("Sum", *(f"sam_feature_{i}" for i in range(SAM_FEATURES)))
     masks = builder.node("Conv", features, builder.normal(model.queries, model.sam_width, 1, 1))
-    scale = SAM_PATCH // MASK_STRIDE
+    scale = model.sam_patch // MASK_STRIDE
     scales = builder.constant([1, 1, scale, scale])
     masks = builder.node("Mul", masks, builder.constant(4.0))  # sure masks, so that a picture has several classes
     builder.node("Resize", masks, "", scales, out="mask_logits", mode="linear")

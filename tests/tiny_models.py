@@ -5,6 +5,7 @@ They are the product's own classes with other numbers; `seeded_model` gives them
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 from ebseg_deploy.model.config import ClipConfig, EbsegConfig, SamConfig
@@ -89,7 +90,7 @@ TINY_NANO = EbsegConfig(
         text_heads=2,
         text_layers=1,
     ),
-    sam=_SAM,
+    sam=dataclasses.replace(_SAM, patch=8),
     clip_input_scale=1.0,
     plain_blocks=0,
     surgery_blocks=0,
@@ -103,8 +104,8 @@ TINY_NANO = EbsegConfig(
     pixel_ffn=64,
     **_DECODER,
 )
-"""As nano: mask attention over all of CLIP's blocks, fusion after the last one; β + γ is 1, so A is unused for new
-classes."""
+"""As nano: SAM's patches of 8, mask attention over all of CLIP's blocks, fusion after the last one; β + γ is 1, so A
+is unused for new classes."""
 
 TINY = {config.name: config for config in (TINY_B, TINY_L, TINY_NANO)}
 

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..contract import Size
+from ..model.clip_image import ClipFeatures
 from ..model.config import EbsegConfig
 from ..model.ebseg import EBSeg, SizedGraphs
 from ..model.pixel_decoder import PixelFeatures
 from .losses import LossConfig, Supervised, ebseg_losses, weighted
 from .matching import Targets
 from .optimizer import adamw, poly_rate
+from .region_stage import covered_patches, query_embeddings
 from .samples import Samples
 
 
@@ -51,7 +53,13 @@ class EbsegStageConfig:
 
 
 def nano_stage(
-    model: EbsegConfig, *, steps: int, seed: int = 0, structure: float = 10.0, unnamed: float = 0.0
+    model: EbsegConfig,
+    *,
+    steps: int,
+    seed: int = 0,
+    structure: float = 10.0,
+    region: float = 0.0,
+    unnamed: float = 0.0,
 ) -> EbsegStageConfig:
     """Nano's recipe: small batches of small pictures, a higher rate, fewer points (a mask has 4,096 pixels, not
     25,600), and CLIP's positions left alone, because they were learnt at this very size."""
@@ -66,7 +74,7 @@ def nano_stage(
         train_clip_positions=False,
         bf16=True,
         bf16_pixel_decoder=True,
-        loss=LossConfig(points=2048, structure=structure),
+        loss=LossConfig(points=2048, structure=structure, region=region),
         unnamed=unnamed,
         seed=seed,
     )
@@ -129,11 +137,19 @@ class EbsegStage:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         with self.device:
             graphs = self.model.graphs(Size(height=config.size, width=config.size))  # positions follow the weights
+        bf16 = torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16)
+        with bf16, torch.set_grad_enabled(config.train_clip_positions):
+            clip = graphs.clip_image_encoder(images, valid_size)
+        regions = None
+        if config.loss.region:
+            inside = covered_patches([target.masks for target in targets], graphs.clip_image_encoder.grid)
+            with bf16, torch.no_grad():
+                regions = list(query_embeddings(graphs, clip, inside).float())
         predictions = supervised_predictions(
-            self.model, graphs, images, valid_size, self.text, frozen_clip=not config.train_clip_positions,
+            self.model, graphs, clip, images, valid_size, self.text,
             bf16=config.bf16, bf16_pixel_decoder=config.bf16_pixel_decoder,
         )  # fmt: skip
-        losses = ebseg_losses(predictions, targets, self.text, config.loss, generator=generator)
+        losses = ebseg_losses(predictions, targets, self.text, config.loss, regions=regions, generator=generator)
         total = weighted(losses, config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -159,11 +175,11 @@ class EbsegStage:
 def supervised_predictions(
     model: EBSeg,
     graphs: SizedGraphs,
+    clip: ClipFeatures,
     images: Tensor,
     valid_size: Tensor,
     text: Tensor,
     *,
-    frozen_clip: bool,
     bf16: bool = False,
     bf16_pixel_decoder: bool = False,
 ) -> list[Supervised]:
@@ -175,16 +191,14 @@ def supervised_predictions(
     Args:
         model: its graphs share its weights.
         graphs: built since the last update.
+        clip: what its CLIP encoder gave for the pictures; with gradients if that trains.
         images: (B, 3, H, W) uint8. valid_size: (B, 2) int32.
         text: (N, D) unit rows.
-        frozen_clip: no gradient into CLIP's encoder.
         bf16: autocast everything but the pixel decoder, which is FP32 in the published training too.
         bf16_pixel_decoder: autocast that as well; what leaves it is FP32.
     """
     decoder = graphs.adab_decoder
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        with torch.set_grad_enabled(not frozen_clip):
-            clip = graphs.clip_image_encoder(images, valid_size)
         sam = graphs.sam_image_encoder(images, valid_size)
     fusion = tuple(feature.float() for feature in clip.fusion)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16_pixel_decoder):
@@ -207,6 +221,7 @@ def supervised_predictions(
             embeddings_a=prediction.embeddings_a.float(),
             logits_a=prediction.embeddings_a.float() @ weights,
             logits_b=part @ weights,
+            embeddings_b=part,
         )
         for prediction, part in zip(predictions, each_b, strict=True)
     ]

@@ -29,6 +29,8 @@ class LossConfig:
     dice: float = 5.0
     structure: float = 10.0
     """Of SSC; 0 trains without it."""
+    region: float = 0.0
+    """Of B's likeness to what CLIP says of the true mask; not in the published training."""
     points: int = 112 * 112
     oversample: float = 3.0
     importance: float = 0.75
@@ -46,6 +48,8 @@ class Supervised(NamedTuple):
     """(B, Q, N + 1), background last."""
     logits_b: Tensor
     """(B, Q, N + 1)."""
+    embeddings_b: Tensor
+    """(B, Q, D), unit length."""
 
 
 def mask_bce(logits: Tensor, truth: Tensor, masks: float) -> Tensor:
@@ -90,12 +94,22 @@ def structure_consistency(embeddings: Sequence[Tensor], text: Sequence[Tensor]) 
     return total / len(embeddings)
 
 
+def region_likeness(embeddings: Tensor, regions: Tensor) -> Tensor:
+    """1 − mean cosine of what mask attention says with what CLIP says of the true mask: (K, D) unit rows ×2 -> scalar.
+
+    It needs no name, so it holds mask attention to what CLIP knows, where cross-entropy on the seen classes alone would
+    bend it to them.
+    """
+    return 1 - (embeddings * regions).sum(-1).mean()
+
+
 def ebseg_losses(
     predictions: Sequence[Supervised],
     targets: Sequence[Targets],
     text: Tensor,
     config: LossConfig,
     *,
+    regions: Sequence[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """All losses, each summed over the predictions, unweighted.
@@ -105,10 +119,11 @@ def ebseg_losses(
         targets: for each picture.
         text: (N, D) unit text embeddings of the training classes.
         config: weights and sampling.
+        regions: for each picture what CLIP says of its true masks, (K, D) unit rows; without it there is no `region`.
         generator: source of the random points; torch's own unless given.
 
     Returns:
-        class_a, class_b, mask, dice, structure. `weighted` makes one number of them.
+        class_a, class_b, mask, dice, structure, region. `weighted` makes one number of them.
     """
     sums: dict[str, Tensor] = {}
     for place, prediction in enumerate(predictions):
@@ -124,13 +139,17 @@ def ebseg_losses(
             for i, target in enumerate(targets)
         ]
         losses = _prediction_losses(prediction, targets, pairs, config, generator)
+        if regions is not None and any(len(queries) for queries, _ in pairs):
+            said = torch.cat([prediction.embeddings_b[i, queries] for i, (queries, _) in enumerate(pairs)])
+            wanted = torch.cat([regions[i][masks] for i, (_, masks) in enumerate(pairs)])
+            losses["region"] = region_likeness(said, wanted)
         if place == len(predictions) - 1:
             classes = [target.classes[masks] for target, (_, masks) in zip(targets, pairs, strict=True)]
             embeddings = [
                 prediction.embeddings_a[i, queries[classes[i] != NO_NAME]] for i, (queries, _) in enumerate(pairs)
             ]
-            wanted = [text[each[each != NO_NAME]] for each in classes]
-            losses["structure"] = structure_consistency(embeddings, wanted)
+            related = [text[each[each != NO_NAME]] for each in classes]
+            losses["structure"] = structure_consistency(embeddings, related)
         for name, loss in losses.items():
             sums[name] = sums[name] + loss if name in sums else loss
     return sums
@@ -172,9 +191,10 @@ def _prediction_losses(
 
 def weighted(losses: dict[str, Tensor], config: LossConfig) -> Tensor:
     """The number that is minimised."""
-    return (
+    total = (
         config.classification * (losses["class_a"] + losses["class_b"])
         + config.mask * losses["mask"]
         + config.dice * losses["dice"]
         + config.structure * losses["structure"]
     )
+    return total + config.region * losses["region"] if "region" in losses else total

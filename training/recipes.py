@@ -26,6 +26,7 @@ from .emoji_classes import CLASS_NAMES, THINGS
 from .emoji_packages import default_cache
 from .initialise import initialise
 from .prompts import class_embeddings, prompt_tokens
+from .sam_patches import with_patches_of
 from .samples import EmojiSamples
 from .scenes import SceneConfig, SceneSource, batch
 from .sprites import TRAIN_ARTISTS, load_sprites
@@ -110,6 +111,7 @@ def ebseg_stage(
     steps: int,
     seed: int = 0,
     structure: float = 10.0,
+    region: float = 0.0,
     unnamed: float = 0.0,
     start: Path | None = None,
     model: EbsegConfig = EBSEG_NANO,
@@ -122,20 +124,26 @@ def ebseg_stage(
         steps: of the poly schedule.
         seed: of initial weights, scenes and sampled points.
         structure: weight of SSC; 0 trains without.
+        region: weight of B's likeness to what CLIP says of the true masks; 0 trains without.
         unnamed: share of the objects that are no class; `source` must have such.
-        start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given.
+        start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given. Its
+            SAM may have patches of another size.
         model: the variant.
     """
     network = _with_clip_of(clip_folder, (DistillStage.name, WindowStage.name), model, "give stage 2's or 2b's folder")
     initialise(network, seed, sam=True)
     if start is not None:
         clip = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        load_weights(network, read_checkpoint(start / LAST)["state"]["model"], str(start))
+        earlier = with_patches_of(read_checkpoint(start / LAST)["state"]["model"], model.sam)
+        load_weights(network, earlier, str(start))
         load_weights(network, clip, str(clip_folder), clip_only=True)  # it may be another than start's
     samples = EmojiSamples(source, SceneConfig(unnamed=unnamed), seed=seed)
     text = class_embeddings(network.text_encoder(), samples.names)
     return EbsegStage(
-        nano_stage(model, steps=steps, seed=seed, structure=structure, unnamed=unnamed), network, samples, text
+        nano_stage(model, steps=steps, seed=seed, structure=structure, region=region, unnamed=unnamed),
+        network,
+        samples,
+        text,
     )
 
 

@@ -7,7 +7,7 @@ windows; the whole picture is the first of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..contract import Size
+from ..model.clip_image import ClipFeatures
 from ..model.ebseg import EBSeg, SizedGraphs
 from .optimizer import adamw, cosine_rate
 from .scenes import SceneSource
 
 _OUTSIDE = -100.0  # of a patch a query token may not see, as in the published mask attention
+_COVERED = 0.4  # share of a patch that a mask must cover to hold it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,32 @@ def window_masks(windows: Tensor, grid: int, *, round_corners: bool) -> Tensor:
     return torch.cat((whole, inside.flatten(2)), dim=1)
 
 
+def covered_patches(masks: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Which patches true masks hold; a mask too thin for any patch keeps its best covered one.
+
+    Args:
+        masks: for each picture (K, H, W), 0 or 1; K may differ.
+        grid: rows and columns of patches.
+
+    Returns:
+        (B, most K, h·w) bool; the rows of masks a picture does not have hold everything.
+    """
+    most = max(1, *(len(each) for each in masks))
+    inside = torch.ones(len(masks), most, grid[0] * grid[1], dtype=torch.bool, device=masks[0].device)
+    for i, each in enumerate(masks):
+        if len(each):
+            cover = F.adaptive_avg_pool2d(each[None], grid)[0].flatten(1)
+            inside[i, : len(each)] = (cover >= _COVERED) | (cover == cover.amax(-1, keepdim=True))
+    return inside
+
+
+def query_embeddings(graphs: SizedGraphs, clip: ClipFeatures, inside: Tensor) -> Tensor:
+    """B of given regions, by masked query tokens: (B, R, h·w) bool -> (B, R, D) unit length."""
+    bias = torch.where(inside, 0.0, _OUTSIDE)[:, None]
+    b: Tensor = graphs.adab_decoder.mask_attention(clip.cls, clip.head_keys, clip.head_values, bias)
+    return b
+
+
 def region_embeddings(graphs: SizedGraphs, images: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """What CLIP says of given regions, by both of EBSeg's ways.
 
@@ -142,8 +170,7 @@ def region_embeddings(graphs: SizedGraphs, images: Tensor, inside: Tensor) -> tu
     """
     height, width = images.shape[2:]
     clip = graphs.clip_image_encoder(images, torch.tensor([[height, width]] * len(images), dtype=torch.int32))
-    bias = torch.where(inside, 0.0, _OUTSIDE)[:, None]
-    b = graphs.adab_decoder.mask_attention(clip.cls, clip.head_keys, clip.head_values, bias)
+    b = query_embeddings(graphs, clip, inside)
     share = inside.float() / inside.sum(-1, keepdim=True)
     d = share @ clip.dense.flatten(2).transpose(1, 2)
     return b, F.normalize(d, dim=-1)

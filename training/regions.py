@@ -13,11 +13,10 @@ from ..model.ebseg import EBSeg
 from .confusion import Confusion, OpenVocabularyFigures, figures
 from .emoji_classes import CLASSES, THINGS
 from .evaluate import BACKGROUND, SEEN, Observed
-from .region_stage import region_embeddings
+from .region_stage import covered_patches, region_embeddings
 from .samples import masks_of
 from .scenes import SceneConfig, SceneSource, batch
 
-_COVERED = 0.4  # share of a patch that a mask must cover to hold it
 _FITS = 0.2  # IoU below which a mask is nobody's
 
 
@@ -47,10 +46,7 @@ def region_accuracy(model: EBSeg, source: SceneSource, text: Tensor, *, scenes: 
     for first in range(0, scenes, 8):
         images, labels = batch(source, range(first, first + 8), SceneConfig(side=side))
         targets = [masks_of(torch.from_numpy(each), len(CLASSES)) for each in labels]
-        most = max(len(target.classes) for target in targets)
-        inside = torch.ones(len(targets), most, graphs.clip_image_encoder.grid[0] ** 2, dtype=torch.bool)
-        for i, target in enumerate(targets):
-            inside[i, : len(target.classes)] = _patches(target.masks, graphs.clip_image_encoder.grid)
+        inside = covered_patches([target.masks for target in targets], graphs.clip_image_encoder.grid)
         b, d = region_embeddings(graphs, torch.from_numpy(images), inside)
         for i, target in enumerate(targets):
             for way, embeddings in (("b", b), ("d", d)):
@@ -99,9 +95,3 @@ def mask_quality(observed: Observed) -> MaskQuality:
         best_iou_new=sum(best[False]) / max(1, len(best[False])),
         named_rightly=figures(confusion, SEEN, BACKGROUND),
     )
-
-
-def _patches(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(K, H, W) -> (K, h·w) bool; a mask too thin for any patch keeps its best covered one."""
-    cover = F.adaptive_avg_pool2d(masks[None], grid)[0].flatten(1)
-    return (cover >= _COVERED) | (cover == cover.amax(-1, keepdim=True))

@@ -134,6 +134,7 @@ def test_an_object_without_a_name_is_matched_by_its_mask_and_taught_no_class() -
         embeddings_a=F.normalize(torch.randn(1, 5, 4), dim=-1),
         logits_a=class_logits[None],
         logits_b=class_logits[None],
+        embeddings_b=torch.zeros(1, 5, 4),
     )
     text = F.normalize(torch.randn(6, 4), dim=-1)
     config = LossConfig(points=40)
@@ -178,7 +179,7 @@ def test_all_losses_fall_to_their_floor_for_a_perfect_prediction() -> None:
     logits = torch.full((1, 3, 4), -20.0)
     logits[0, 0, 2] = logits[0, 1, 0] = logits[0, 2, 3] = 20
     a = torch.stack((text[2], text[0], text[1]))[None]
-    right = Supervised(mask_logits=mask_logits, embeddings_a=a, logits_a=logits, logits_b=logits)
+    right = Supervised(mask_logits=mask_logits, embeddings_a=a, logits_a=logits, logits_b=logits, embeddings_b=a)
     config = LossConfig(points=256)
     perfect = ebseg_losses([right], targets, text, config, generator=torch.Generator().manual_seed(0))
     assert {name: round(loss.item(), 3) for name, loss in perfect.items() if name.startswith(("class", "str"))} == {
@@ -190,12 +191,39 @@ def test_all_losses_fall_to_their_floor_for_a_perfect_prediction() -> None:
     assert weighted(worse, config) > 10 * weighted(perfect, config)
 
 
+def test_region_likeness_compares_matched_queries_with_their_own_masks() -> None:
+    class_logits, mask_logits, targets = _picture(5, 3, 1)
+    text = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(5)), dim=-1)
+    regions = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(6)), dim=-1)
+    config = LossConfig(points=64, region=7.0)
+    queries, masks = match(
+        class_logits, mask_logits, targets, points=64, costs=config.costs, generator=torch.Generator().manual_seed(0)
+    )
+    said = torch.zeros(1, 5, 4)
+    said[0, queries] = regions[masks]
+
+    def losses(embeddings_b: torch.Tensor, taught: list[torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        prediction = Supervised(
+            mask_logits=mask_logits[None], embeddings_a=torch.ones(1, 5, 4), logits_a=class_logits[None],
+            logits_b=class_logits[None], embeddings_b=embeddings_b,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        return ebseg_losses([prediction], [targets], text, config, regions=taught, generator=generator)
+
+    assert losses(said, [regions])["region"].item() == pytest.approx(0, abs=1e-6)
+    opposite = losses(-said, [regions])
+    assert opposite["region"].item() == pytest.approx(2)
+    published = losses(-said, None)
+    assert "region" not in published
+    assert (weighted(opposite, config) - weighted(published, config)).item() == pytest.approx(7.0 * 2, rel=1e-4)
+
+
 def test_losses_add_up_over_predictions_and_ssc_looks_at_the_last() -> None:
     class_logits, mask_logits, targets = _picture(5, 3, 1)
     text = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(5)), dim=-1)
     one = Supervised(
         mask_logits=mask_logits[None], embeddings_a=torch.ones(1, 5, 4), logits_a=class_logits[None],
-        logits_b=class_logits[None],
+        logits_b=class_logits[None], embeddings_b=torch.zeros(1, 5, 4),
     )  # fmt: skip
     config = LossConfig(points=64)
     single = ebseg_losses([one], [targets], text, config, generator=torch.Generator().manual_seed(0))
@@ -211,9 +239,10 @@ def test_a_batch_without_any_mask_still_gives_gradients() -> None:
     mask_logits = torch.randn(1, 5, 8, 8, requires_grad=True)
     prediction = Supervised(
         mask_logits=mask_logits, embeddings_a=torch.ones(1, 5, 4), logits_a=torch.zeros(1, 5, 7),
-        logits_b=torch.zeros(1, 5, 7),
+        logits_b=torch.zeros(1, 5, 7), embeddings_b=torch.zeros(1, 5, 4),
     )  # fmt: skip
-    losses = ebseg_losses([prediction], [empty], torch.eye(6, 4), LossConfig(points=16))
-    weighted(losses, LossConfig()).backward()
+    config = LossConfig(points=16, region=5.0)
+    losses = ebseg_losses([prediction], [empty], torch.eye(6, 4), config, regions=[torch.zeros(0, 4)])
+    weighted(losses, config).backward()
     assert mask_logits.grad is not None
     assert not mask_logits.grad.any()

@@ -28,7 +28,7 @@ from ebseg_deploy.training.optimizer import adamw, cosine_rate, poly_rate
 from ebseg_deploy.training.prompts import class_embeddings, encode_text, prompt_tokens
 from ebseg_deploy.training.recipes import ebseg_stage, trained_clip, trained_model
 from ebseg_deploy.training.recipes import window_stage as window_stage_of
-from ebseg_deploy.training.region_stage import random_windows, window_masks
+from ebseg_deploy.training.region_stage import covered_patches, random_windows, window_masks
 from ebseg_deploy.training.regions import mask_quality, region_accuracy
 from ebseg_deploy.training.samples import EmojiSamples
 from ebseg_deploy.training.scenes import SceneConfig, batch
@@ -145,6 +145,14 @@ def test_ebseg_training_lowers_the_loss() -> None:
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
 
 
+def test_mask_attention_learns_to_say_what_clip_says_of_the_true_masks() -> None:
+    alone = LossConfig(points=128, classification=0, mask=0, dice=0, structure=0, region=1)
+    stage = tiny_ebseg_stage(dataclasses.replace(EBSEG, steps=40, learning_rate=2e-3, loss=alone))
+    unlike = [stage.step(step)["region"] for step in range(24)]
+    assert sum(unlike[-4:]) < 0.8 * sum(unlike[:4]), unlike
+    assert "region" not in tiny_ebseg_stage().step(0)
+
+
 def test_only_what_should_train_changes() -> None:
     stage = tiny_ebseg_stage()
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
@@ -169,12 +177,13 @@ def test_the_last_supervised_prediction_is_the_deployed_one() -> None:
     images, valid_size, _ = stage.samples.batch(0, 2)
     graphs = stage.model.graphs(Size(height=128, width=128))
     with torch.no_grad():
-        last = supervised_predictions(stage.model, graphs, images, valid_size, stage.text, frozen_clip=True)[-1]
         clip, sam = graphs.clip_image_encoder(images, valid_size), graphs.sam_image_encoder(images, valid_size)
+        last = supervised_predictions(stage.model, graphs, clip, images, valid_size, stage.text)[-1]
         output = graphs.adab_decoder(clip, sam)
     torch.testing.assert_close(last.mask_logits, output.mask_logits)
     torch.testing.assert_close(last.embeddings_a, output.embeddings_a)
     logits_b = output.embeddings_b @ stage.text.T * stage.model.logit_scale
+    torch.testing.assert_close(last.embeddings_b, output.embeddings_b)
     torch.testing.assert_close(last.logits_b[..., :-1], logits_b, rtol=1e-4, atol=1e-4)
 
 
@@ -271,6 +280,18 @@ def test_windows_hold_what_they_say() -> None:
     assert (rounded[1:].sum(1) > 0).all()
 
 
+def test_a_mask_holds_the_patches_it_covers_and_at_least_one() -> None:
+    first = torch.zeros(2, 32, 32)
+    first[0, :8, :16] = 1  # two of 4x4 patches of 8
+    first[0, 8:16, :3] = 1  # 37 % of a third
+    first[1, 30, 30] = 1
+    inside = covered_patches([first, torch.zeros(0, 32, 32)], (4, 4))
+    assert inside.shape == (2, 2, 16)
+    assert inside[0, 0].nonzero().flatten().tolist() == [0, 1]
+    assert inside[0, 1].nonzero().flatten().tolist() == [15]
+    assert inside[1].all()
+
+
 def test_windows_captions_are_learnt() -> None:
     stage = window_stage(dataclasses.replace(WINDOWS, steps=60, warmup_steps=2, learning_rate=3e-3))
     losses = [stage.step(step)["loss"] for step in range(30)]
@@ -345,6 +366,11 @@ def test_from_stage_to_stage_to_file(tmp_path: Path) -> None:
     assert torch.equal(again.model.clip_rec_head.proj, later.model.clip_rec_head.proj)
     query = "sem_seg_head.predictor.query_feat.weight"
     assert torch.equal(again.model.state_dict()[query], trained.state_dict()[query])
+    # with finer patches of SAM too
+    finer = dataclasses.replace(TINY, sam=dataclasses.replace(TINY.sam, patch=8))
+    patched = ebseg_stage(tmp_path / "windows", paper_scenes(), steps=1, model=finer, start=tmp_path / "ebseg")
+    assert torch.equal(patched.model.state_dict()[query], trained.state_dict()[query])
+    assert patched.model.backbone.patch_embed.proj.weight.shape[-1] == 8
     write_weights(tmp_path / "ebseg", tmp_path / "tiny.safetensors", TINY)
     shipped = load_model(tmp_path / "tiny.safetensors", TINY)
     torch.testing.assert_close(shipped.clip_rec_head.proj, trained.clip_rec_head.proj, rtol=1e-3, atol=1e-4)
