@@ -11,16 +11,17 @@ import onnx_ir as ir
 
 from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, GraphName, GraphRecord, Size
 from ..errors import CalibrationError, InputError
-from ..export.precision.derive import DeriveConfig, check_source, derive_bundle
+from ..export.precision.derive import DeriveConfig, check_output, check_source, derive_bundle
 from ..export.precision.formulas import name_formulas
 from ..export.precision.read import read_graph
 from ..export.precision.recipes import Recipe
+from ..export.precision.source_outputs import SourceOutputs
 from ..runtime.bundle import Bundle
 from .calibrate import CalibrationConfig, ChooseTensors, calibrate
 from .feeds import graph_hash
 from .observers import MaxObserver, Observer
 from .quantize import Quantisation, activations_to_calibrate, insert_qdq
-from .quantize_check import CosineCheck, GraphCosines, check_cosines
+from .quantize_check import GraphCosines, check_cosines, measure_cosines
 from .quantize_cpu import quantise_for_cpu
 from .ranges import CALIBRATION_NAME, Range, Ranges, write_ranges
 from .survey import SurveyedPictures
@@ -84,7 +85,9 @@ def quantise_bundle(
         notice: called with a line worth telling, as that calibration was found in the cache.
 
     Raises:
-        InputError: neither pictures nor ranges for a recipe that needs them, or a bundle that is not FP32.
+        InputError: neither pictures nor ranges for a recipe that needs them, a bundle that is not FP32, or an output
+            that exists.
+        BundleError: the bundle carries no references.
         CalibrationError: ranges of another graph, or activations that are not finite.
         ExportError: a graph could not be made, or the folder could not be written.
         ParityError: a graph's outputs point elsewhere than FP32's; see quantize_check.
@@ -92,9 +95,13 @@ def quantise_bundle(
     check_source(bundle)
     if recipe.needs_pictures and pictures is None and ranges is None:
         raise InputError(f"recipe {recipe.name}: no pictures to calibrate on", cure="give --images, or --ranges")
-    work = _Work(bundle, recipe, config, pictures, ranges, progress, notice)
+    check_output(output, overwrite=config.derive.overwrite)
+    source = SourceOutputs(bundle, threads=config.derive.threads)
+    work = _Work(source, recipe, config, pictures, ranges, progress, notice)
     work.calibrate_encoders()
-    made = derive_bundle(bundle, output, recipe, config.derive, transform=work.transform, progress=progress)
+    made = derive_bundle(
+        bundle, output, recipe, config.derive, transform=work.transform, source=source, progress=progress
+    )
     return QuantisedBundle(
         bundle=made, quantisations=work.quantisations, cosines=tuple(work.cosines), ranges=work.ranges
     )
@@ -131,7 +138,7 @@ class _Work:
 
     def __init__(
         self,
-        bundle: Bundle,
+        source: SourceOutputs,
         recipe: Recipe,
         config: QuantiseConfig,
         pictures: SurveyedPictures | None,
@@ -139,13 +146,13 @@ class _Work:
         progress: Progress,
         notice: Callable[[str], None],
     ) -> None:
-        self._bundle = bundle
+        self._bundle = source.bundle
         self._recipe = recipe
         self._config = config
         self._pictures = pictures
         self._progress = progress
         self._notice = notice
-        self._check = CosineCheck(bundle, threads=config.derive.threads)
+        self._source = source
         self.ranges = ranges
         self.quantisations: dict[Place, Quantisation] = {}
         self.cosines: list[GraphCosines] = []
@@ -174,7 +181,7 @@ class _Work:
             done = insert_qdq(model, recipe, ranges_for(self.ranges, self._bundle, record))
             write_ranges(folder / CALIBRATION_NAME, self.ranges)  # anew with each graph: the decoder's come late
         self.quantisations[record.name, record.size] = done
-        found = self._check(record, model, folder)
+        found = measure_cosines(self._source, record, model, folder)
         self.cosines.append(found)
         if record.name != ADAB_DECODER:  # a mask pixel within rounding of 0 moves whole embeddings: judged by labels
             check_cosines(found)

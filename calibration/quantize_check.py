@@ -6,7 +6,6 @@ clipped or a coarse activation turns the features) and overlooks the many small 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ import onnx_ir as ir
 
 from ..contract import GraphName, GraphRecord, Size
 from ..errors import ParityError
-from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
-from ..runtime.bundle import Bundle
-from ..runtime.verify import read_reference, reference_inputs
+from ..export.precision.source_outputs import SourceOutputs, run_graph
 
 Array = npt.NDArray[Any]
 
@@ -46,58 +43,35 @@ def cosine(first: Array, second: Array) -> float:
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), np.finfo(np.float64).tiny))
 
 
-class CosineCheck:
-    """Compares graph after graph, in the order of contract.GRAPH_NAMES: the decoder gets what FP32 encoders give.
+def measure_cosines(source: SourceOutputs, record: GraphRecord, quantised: ir.Model, scratch: Path) -> GraphCosines:
+    """Run a graph in both forms; the decoder gets what FP32 encoders give.
 
     Args:
-        bundle: the FP32 graphs, and the reference pictures.
-        threads: for ONNX Runtime.
+        source: what the FP32 graphs give; graph after graph, in the order of contract.GRAPH_NAMES.
+        record: of the FP32 graph.
+        quantised: its quantised form, not lowered.
+        scratch: a folder that may be written to.
+
+    Raises:
+        ParityError: an output's cosine is not a number.
+        ExportError: ONNX Runtime refuses a graph.
     """
-
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        self._bundle = bundle
-        self._threads = threads
-        self._tensors: dict[Size, dict[str, Array]] = {
-            reference.size: reference_inputs(read_reference(bundle, reference))
-            for reference in bundle.manifest.references
-        }
-
-    def __call__(self, record: GraphRecord, quantised: ir.Model, scratch: Path) -> GraphCosines:
-        """Run a graph in both forms.
-
-        Args:
-            record: of the FP32 graph.
-            quantised: its quantised form, not lowered.
-            scratch: a folder that may be written to.
-
-        Raises:
-            ParityError: an output's cosine is not a number.
-            BackendError: ONNX Runtime refuses a graph.
-        """
-        size = record.size or next(iter(self._tensors))
-        tensors = self._tensors[size]
-        inputs = {tensor.name: tensors[tensor.name] for tensor in record.spec.inputs}
-        expected = self._run(record, self._bundle.file(record.file), inputs)
-        file = scratch / f".{record.name}.quantised.onnx"
-        weights = file.with_suffix(".weights")
-        try:
-            ir.save(quantised, file, external_data=weights.name)
-            got = self._run(record, file, inputs)
-        finally:
-            file.unlink(missing_ok=True)
-            weights.unlink(missing_ok=True)
-        tensors.update(expected)
-        outputs = {name: cosine(got[name], array) for name, array in expected.items()}
-        for name, found in outputs.items():
-            if not np.isfinite(found):
-                raise ParityError(
-                    f"graph {record.name}: {name} is not finite after quantisation", cure="calibrate the graph again"
-                )
-        return GraphCosines(graph=record.name, size=record.size, outputs=outputs)
-
-    def _run(self, record: GraphRecord, file: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with OnnxRuntimeBackend(threads=self._threads) as backend:
-            return backend.run(backend.open(file, spec=record.spec, name=record.name), inputs)
+    inputs, expected = source.inputs(record), source.outputs(record)
+    file = scratch / f".{record.name}.quantised.onnx"
+    weights = file.with_suffix(".weights")
+    try:
+        ir.save(quantised, file, external_data=weights.name)
+        got = run_graph(file, inputs, name=record.name, spec=record.spec, threads=source.threads)
+    finally:
+        file.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+    outputs = {name: cosine(got[name], array) for name, array in expected.items()}
+    for name, found in outputs.items():
+        if not np.isfinite(found):
+            raise ParityError(
+                f"graph {record.name}: {name} is not finite after quantisation", cure="calibrate the graph again"
+            )
+    return GraphCosines(graph=record.name, size=record.size, outputs=outputs)
 
 
 def check_cosines(found: GraphCosines) -> None:

@@ -80,7 +80,7 @@ def command(
     from ..calibration.quantize_bundle import QuantiseConfig, quantise_bundle
     from ..calibration.ranges import read_ranges, write_ranges
     from ..errors import InputError
-    from ..export.precision.derive import DeriveConfig, check_keeps, check_source
+    from ..export.precision.derive import DeriveConfig, check_keeps, check_output, check_source
     from ..export.precision.recipes import Keep, recipe_named
     from ..runtime.bundle import Bundle
     from ..runtime.cache import cache_folder
@@ -89,8 +89,7 @@ def command(
     rule = observer_named(observer)
     if recipe.needs_pictures and images is None and ranges_file is None:
         raise InputError(f"recipe {recipe.name}: needs pictures", cure="give --images DIR, or --ranges FILE")
-    if output.exists() and not overwrite:
-        raise InputError(f"output {output} exists", cure="give --overwrite, or another -o")
+    check_output(output, overwrite=overwrite)
     if save_ranges is not None:
         prepare_output_folder(save_ranges.parent)
     source = Bundle.open(bundle)

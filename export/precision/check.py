@@ -11,39 +11,27 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ...contract import GraphRecord, Size
-from ...errors import BackendError, BundleError, ExportError, ParityError
-from ...runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
-from ...runtime.bundle import Bundle
+from ...contract import GraphRecord
+from ...errors import ParityError
 from ...runtime.parity import deviation
-from ...runtime.verify import read_reference, reference_inputs, tolerance
+from ...runtime.verify import tolerance
 from .emulate import emulate
 from .float_types import Array
 from .overflow import watch_largest
+from .source_outputs import SourceOutputs, run_graph
 
 
 class DerivedCheck:
     """Call it with graph after graph, in the order of contract.GRAPH_NAMES.
 
     Args:
-        bundle: the FP32 bundle.
+        source: what the FP32 graphs give.
         folder: the bundle in the making.
-        threads: for ONNX Runtime.
-
-    Raises:
-        BundleError: the FP32 bundle carries no references.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, *, threads: int | None) -> None:
-        references = bundle.manifest.references
-        if not references:
-            raise BundleError(f"bundle {bundle.source}: no references to check against", cure="export it again")
-        self._bundle = bundle
+    def __init__(self, source: SourceOutputs, folder: Path) -> None:
+        self._source = source
         self._folder = folder
-        self._threads = threads
-        self._tensors: dict[Size, dict[str, Array]] = {
-            each.size: reference_inputs(read_reference(bundle, each)) for each in references
-        }
 
     def __call__(self, source: GraphRecord, made: GraphRecord) -> dict[str, float]:
         """Check one graph.
@@ -60,12 +48,7 @@ class DerivedCheck:
             ExportError: ONNX Runtime refuses the graph.
             ParityError: an output is further from FP32's than the precision explains.
         """
-        # A graph that serves every size is checked on the first; the references hold what it gave on the others.
-        size = source.size or next(iter(self._tensors))
-        tensors = self._tensors[size]
-        inputs = {tensor.name: tensors[tensor.name] for tensor in source.spec.inputs}
-        expected = self._run(source, self._bundle.file(source.file), inputs)
-        tensors.update(expected)
+        inputs, expected = self._source.inputs(source), self._source.outputs(source)
         compute = made.compute
         assert compute is not None
         file = self._folder / made.file
@@ -80,13 +63,10 @@ class DerivedCheck:
         return largest
 
     def _run(
-        self, record: GraphRecord, file: Path, inputs: Mapping[str, Array], *, border: bool = True
+        self, made: GraphRecord, file: Path, inputs: Mapping[str, Array], *, border: bool = True
     ) -> dict[str, Array]:
-        try:
-            with OnnxRuntimeBackend(threads=self._threads) as backend:
-                return backend.run(backend.open(file, spec=record.spec if border else None, name=record.name), inputs)
-        except BackendError as error:
-            raise ExportError(error.message, cure="report it with the versions `ebseg doctor` prints") from error
+        spec = made.spec if border else None
+        return run_graph(file, inputs, name=made.name, spec=spec, threads=self._source.threads)
 
     def _run_emulated(
         self, made: GraphRecord, file: Path, inputs: Mapping[str, Array], *, watch: bool = False

@@ -34,6 +34,7 @@ from .own_references import OwnReferences
 from .positions import add_positions
 from .read import read_graph
 from .recipes import Keep, Recipe
+from .source_outputs import SourceOutputs
 
 Transform = Callable[[GraphRecord, ir.Model, Path], None]
 """transform(record, model, folder) changes an FP32 graph before it is lowered: it inserts Q/DQ pairs. `record` is the
@@ -60,6 +61,7 @@ def derive_bundle(
     config: DeriveConfig,
     *,
     transform: Transform | None = None,
+    source: SourceOutputs | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> Bundle:
     """Write a bundle whose graphs compute as a recipe says.
@@ -69,23 +71,25 @@ def derive_bundle(
         output: the folder to make; it appears only when every graph in it was checked.
         recipe: types and keep-lists.
         transform: what inserts Q/DQ pairs; needed by recipes that quantise.
+        source: what the bundle's graphs give, if somebody has run them already.
 
     Raises:
         InputError: the bundle is not FP32, or the output exists.
+        BundleError: the bundle carries no references.
         ExportError: a graph could not be made, or the folder could not be written.
         ParityError: a graph's numbers are further from FP32's than its precision explains.
     """
     check_source(bundle)
     assert transform is not None or not recipe.needs_pictures, f"recipe {recipe.name} needs a transform"
     output = Path(output)
-    if os.path.exists(output) and not config.overwrite:
-        raise InputError(f"output {output} exists", cure="give --overwrite, or another -o")
+    check_output(output, overwrite=config.overwrite)
+    source = SourceOutputs(bundle, threads=config.threads) if source is None else source
     records = sorted(bundle.manifest.graphs, key=lambda record: GRAPH_NAMES.index(record.name))
     with whole_folder(output, overwrite=config.overwrite, needed_bytes=_needed_bytes(bundle, recipe)) as folder:
         _copy_all_but_graphs(bundle, folder)
         place = folder / "graphs" / recipe.name
         place.mkdir(parents=True)
-        check = DerivedCheck(bundle, folder, threads=config.threads)
+        check = DerivedCheck(source, folder)
         own = OwnReferences(bundle, folder, recipe.name, threads=config.threads)
         derived = []
         with contextlib.ExitStack() as stack:
@@ -125,6 +129,16 @@ def check_source(bundle: Bundle) -> None:
         raise InputError(
             f"bundle {bundle.source}: its graphs are {', '.join(other)} already", cure="give the FP32 bundle"
         )
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Whether a bundle may be written there: to be asked before long work too.
+
+    Raises:
+        InputError: something is there.
+    """
+    if os.path.exists(output) and not overwrite:  # unlike Path.exists, False for a name no disk can hold
+        raise InputError(f"output {output} exists", cure="give --overwrite, or another -o")
 
 
 def check_keeps(bundle: Bundle, keeps: Sequence[Keep]) -> None:

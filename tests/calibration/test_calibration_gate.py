@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ebseg_deploy.calibration.ranges import CALIBRATION_NAME, Range, Ranges, rea
 from ebseg_deploy.calibration.survey import SurveyedPictures
 from ebseg_deploy.cli import ebseg
 from ebseg_deploy.contract import CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Size
-from ebseg_deploy.errors import CalibrationError, InputError, ParityError
+from ebseg_deploy.errors import BundleError, CalibrationError, InputError, ParityError
 from ebseg_deploy.export.precision.derive import DeriveConfig
 from ebseg_deploy.export.precision.recipes import RECIPES, recipe_named
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
@@ -114,6 +115,42 @@ def test_every_recipe_makes_a_bundle_that_verifies(
             encoder: graph_hash(made.bundle.file(made.bundle.graph(encoder, SIZE, name).file))
             for encoder in (CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER)
         }
+
+
+def test_each_fp32_graph_runs_once(
+    tiny_nano: Bundle, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the cosines and for the derived graph's deviation."""
+    opened: list[Path] = []
+    opening = OnnxRuntimeBackend.open
+
+    def open_and_note(self: OnnxRuntimeBackend, file: Path, **words: object) -> object:
+        opened.append(file)
+        return opening(self, file, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", open_and_note)
+    quantise_bundle(tiny_nano, tmp_path / "q.ebseg", recipe_named("int8"), CONFIG, ranges=ranges)
+    source = [file for file in opened if file.is_relative_to(tiny_nano.path)]
+    assert sorted(source) == sorted(tiny_nano.file(record.file) for record in tiny_nano.manifest.graphs)
+
+
+def test_output_and_references_are_looked_at_before_the_pictures(
+    tiny_nano: Bundle,
+    int8: QuantisedBundle,
+    surveyed_patchwork: SurveyedPictures,
+    make_tiny_bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ebseg_deploy.calibration import quantize_bundle
+
+    monkeypatch.setattr(quantize_bundle, "calibrate", lambda *words, **more: pytest.fail("calibrated first"))
+    recipe = recipe_named("int8")
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        quantise_bundle(tiny_nano, int8.bundle.path, recipe, CONFIG, pictures=surveyed_patchwork)
+    bare = Bundle.open(make_tiny_bundle("bare.ebseg"))
+    with pytest.raises(BundleError, match="no references"):
+        quantise_bundle(bare, tmp_path / "q.ebseg", recipe, CONFIG, pictures=surveyed_patchwork)
 
 
 def test_ranges_of_another_bundle_are_refused(tiny_nano: Bundle, ranges: Ranges, tmp_path: Path) -> None:
