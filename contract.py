@@ -90,7 +90,7 @@ class Size(Record, frozen=True, kw_only=True):
         return f"{self.height}x{self.width}"
 
 
-class ModelSpec(Record, frozen=True, kw_only=True):
+class ModelSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The numbers of a model that a host needs; enough to derive every graph's border."""
 
     name: str
@@ -104,8 +104,8 @@ class ModelSpec(Record, frozen=True, kw_only=True):
     head_blocks: int
     sam_width: int
     sam_patch: int = 16
-    """Side of SAM's patches in canvas pixels."""
-    context_length: int = 77
+    """Side of SAM's patches in canvas pixels. 16 is left out of the file, so that older seals hold."""
+    context_length: int
     alpha: float
     """Weight of D for seen classes, in the geometric mean of the three probabilities."""
     beta: float

@@ -52,6 +52,7 @@ TINY_MODEL = ModelSpec(
     clip_input_scale=0.5,
     head_blocks=2,
     sam_width=8,
+    context_length=77,
     alpha=0.1,
     beta=0.3,
     gamma=0.6,
