@@ -11,28 +11,17 @@ import contextlib
 import filecmp
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from .. import __version__
 from ..contract import MERGED, GraphRecord, GraphSpec, Size, TensorSpec
-from ..errors import BackendError, ExportError, InputError, ParityError
-from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
+from ..errors import ExportError, InputError
 from ..runtime.bundle import Bundle
-from ..runtime.parity import CHAIN_TOLERANCES, deviation
-from .merged_spec import MERGED_GRAPHS, RESULTS, merged_prefix, merged_spec
-
-TOLERANCE = 1e-4
-"""Relative deviation allowed between the merged graph and its parts in ONNX Runtime in FP32; measured: 0 and 1e-6.
-
-In other precisions that of the chain from FP32 holds (parity.CHAIN_TOLERANCES): ONNX Runtime on a CPU has few kernels
-in half precision, computes between casts instead, and leaves out those that meet, which are others once the borders are
-gone. Measured on nano in FP16, INT8 and FP8: 3e-3 at most. Two tensors of one shape that are swapped are off by 0.2 to
-1 in nano: FP32 tells all of them, the wide bounds of other precisions not all. The wiring goes by name in every one.
-"""
+from .merge_check import WIRE_TOLERANCE, hold_against_parts, result_tolerance
+from .merged_spec import MERGED_GRAPHS, merged_prefix, merged_spec
 
 
 def merge_graphs(bundle: Bundle, size: Size, precision: str, file: Path) -> GraphSpec:
@@ -55,9 +44,61 @@ def merge_graphs(bundle: Bundle, size: Size, precision: str, file: Path) -> Grap
     records = [bundle.graph(name, size, precision) for name in MERGED_GRAPHS]
     spec = merged_spec(records)
     model = _compose(bundle, records, spec)
+    _drop_border_casts(model.graph)
     model.metadata_props.update(
         {"ebseg.graph": MERGED, "ebseg.precision": precision, "ebseg.size": str(size), "ebseg.version": __version__}
     )
+    _save(bundle, records, model, file)
+    return spec
+
+
+def write_merged(
+    bundle: Bundle, size: Size, precision: str, file: Path, *, threads: int | None = None
+) -> dict[str, float]:
+    """`merge_graphs`, and hold the result against its parts in ONNX Runtime: wire by wire, and as it is written.
+
+    Returns:
+        Largest |difference| of each result.
+
+    Raises:
+        BundleError, ExportError: as merge_graphs.
+        InputError: the file exists, or a graph computes in BF16, which ONNX Runtime cannot do on a CPU.
+        ParityError: the merged graph's numbers are not those of its parts; the file is gone again.
+    """
+    if file.exists():
+        raise InputError(f"{file} exists", cure="give another -o")
+    records = [bundle.graph(name, size, precision) for name in MERGED_GRAPHS]
+    if any(each.compute is not None and each.compute.base == "bf16" and not each.compute.emulated for each in records):
+        raise InputError(
+            f"precision {precision}: ONNX Runtime cannot compute BF16 on a CPU, so a merged graph cannot be checked",
+            cure="merge another precision, or use the single graphs (`ebseg build` without --merged)",
+        )
+    if precision != "fp32":  # the check below tells every wire of FP32
+        _check_wires(bundle, records, file, threads)
+    spec = merge_graphs(bundle, size, precision, file)
+    try:
+        allowed = result_tolerance(precision)
+        return hold_against_parts(bundle, records, file, spec, tolerance=allowed, optimise=True, threads=threads)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _check_wires(bundle: Bundle, records: Sequence[GraphRecord], file: Path, threads: int | None) -> None:
+    """Hold the graph against its parts before casts are left out, with every tensor between them as an output."""
+    made = tuple(tensor for each in records for tensor in each.spec.outputs)
+    spec = GraphSpec(inputs=merged_spec(records).inputs, outputs=made)
+    wired = file.with_name(f".{file.name}.{os.getpid()}.wires.onnx")
+    try:
+        _save(bundle, records, _compose(bundle, records, spec), wired)
+        hold_against_parts(bundle, records, wired, spec, tolerance=WIRE_TOLERANCE, optimise=False, threads=threads)
+    finally:
+        with contextlib.suppress(OSError):
+            wired.unlink(missing_ok=True)
+
+
+def _save(bundle: Bundle, records: Sequence[GraphRecord], model: ir.Model, file: Path) -> None:
+    """Write a merged graph, with the weights that it refers to beside it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for record in records:
@@ -74,36 +115,6 @@ def merge_graphs(bundle: Bundle, size: Size, precision: str, file: Path) -> Grap
             f"merged graph {file}: cannot be written: {error.strerror or error}",
             cure="free some space, or write to another folder",
         ) from error
-    return spec
-
-
-def write_merged(
-    bundle: Bundle, size: Size, precision: str, file: Path, *, threads: int | None = None
-) -> dict[str, float]:
-    """`merge_graphs`, and hold the result against its parts in ONNX Runtime, on random pixels and words.
-
-    Returns:
-        Largest |difference| of each result.
-
-    Raises:
-        BundleError, ExportError: as merge_graphs.
-        InputError: the file exists, or a graph computes in BF16, which ONNX Runtime cannot do on a CPU.
-        ParityError: the merged graph's numbers are not those of its parts; the file is gone again.
-    """
-    if file.exists():
-        raise InputError(f"{file} exists", cure="give another -o")
-    computes = [bundle.graph(name, size, precision).compute for name in MERGED_GRAPHS]
-    if any(compute is not None and compute.base == "bf16" and not compute.emulated for compute in computes):
-        raise InputError(
-            f"precision {precision}: ONNX Runtime cannot compute BF16 on a CPU, so a merged graph cannot be checked",
-            cure="merge another precision, or use the single graphs (`ebseg build` without --merged)",
-        )
-    spec = merge_graphs(bundle, size, precision, file)
-    try:
-        return _compare(bundle, size, precision, file, spec, threads)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
 
 
 def _compose(bundle: Bundle, records: Sequence[GraphRecord], spec: GraphSpec) -> ir.Model:
@@ -142,7 +153,6 @@ def _compose(bundle: Bundle, records: Sequence[GraphRecord], spec: GraphSpec) ->
         opset_imports={"": opset},
         name=MERGED,
     )
-    _drop_border_casts(graph)
     model = ir.Model(graph, ir_version=max(versions))
     model.producer_name, model.producer_version = "ebseg-deploy", __version__
     return model
@@ -195,50 +205,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
         return
     shutil.copyfile(source, target)
-
-
-def _compare(
-    bundle: Bundle, size: Size, precision: str, file: Path, spec: GraphSpec, threads: int | None
-) -> dict[str, float]:
-    tensors = _inputs(spec)
-    tolerance = TOLERANCE if precision == "fp32" else CHAIN_TOLERANCES.get(precision, 0.25)
-    try:
-        with OnnxRuntimeBackend(threads=threads) as backend:
-            opened = backend.open(file, spec=spec, name=MERGED)
-            got = backend.run(opened, dict(tensors))
-        for name in MERGED_GRAPHS:
-            record = bundle.graph(name, size, precision)
-            with OnnxRuntimeBackend(threads=threads) as backend:
-                part = backend.open(bundle.file(record.file), spec=record.spec, name=name)
-                tensors |= backend.run(part, {each.name: tensors[each.name] for each in record.spec.inputs})
-    except BackendError as error:
-        raise ExportError(error.message, cure="report it with the versions `ebseg doctor` prints") from error
-    found: dict[str, float] = {}
-    for result in RESULTS:
-        difference = deviation(result, got[result], tensors[result])
-        if not difference.relative <= tolerance:
-            raise ParityError(
-                f"merged graph: {result}: relative deviation {difference.relative:.1e} from its parts exceeds "
-                f"{tolerance:.0e} ({precision}; largest |Δ| {difference.largest:.1e})",
-                cure="report it with the versions `ebseg doctor` prints; the single graphs are not affected",
-            )
-        found[result] = difference.largest
-    return found
-
-
-def _inputs(spec: GraphSpec) -> dict[str, np.ndarray]:
-    """Random pixels and words: 5 classes and the background, one picture where the batch is dynamic."""
-    lengths: Mapping[str, int] = {"batch": 1, "classes": 5, "classes_and_background": 6}
-    shapes = {
-        tensor.name: [lengths[each] if isinstance(each, str) else each for each in tensor.shape]
-        for tensor in spec.inputs
-    }
-    random = np.random.default_rng(0)
-    words = random.normal(size=shapes["text_embeddings"]).astype(np.float32)
-    height, width = shapes["image"][2:]
-    return {
-        "image": random.integers(0, 256, size=shapes["image"], dtype=np.uint8),
-        "valid_size": np.full(shapes["valid_size"], [height, width], dtype=np.int32),
-        "text_embeddings": words / np.linalg.norm(words, axis=1, keepdims=True),
-        "seen": (np.arange(shapes["seen"][0]) % 2).astype(np.float32),
-    }

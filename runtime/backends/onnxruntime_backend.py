@@ -46,6 +46,7 @@ class OnnxRuntimeBackend(Backend):
         options: of the provider, as ONNX Runtime documents them; they hold against those this class sets.
         io_binding: keep tensors on the provider's device from graph to graph; by default on a GPU only, where they
             would be copied otherwise.
+        optimise: let ONNX Runtime rewrite graphs to run faster; without, they compute as they are written.
         reason: why this backend was picked.
 
     Raises:
@@ -60,6 +61,7 @@ class OnnxRuntimeBackend(Backend):
         spinning: bool = False,
         options: Options | None = None,
         io_binding: bool | None = None,
+        optimise: bool = True,
         reason: str = "asked for by name",
     ) -> None:
         super().__init__("onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}", reason=reason)
@@ -84,6 +86,7 @@ class OnnxRuntimeBackend(Backend):
         self.provider = provider
         self.threads = threads
         self.spinning = spinning
+        self.optimise = optimise
         self.io_binding = provider != "cpu" if io_binding is None else io_binding
         self._device = ("cpu" if provider == "cpu" else "cuda", int(device))
         """ONNX Runtime's name and number of where tensors lie."""
@@ -160,7 +163,8 @@ class OnnxRuntimeBackend(Backend):
 
     def _session_options(self) -> Any:
         options = self._ort.SessionOptions()
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        levels = self._ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.optimise else levels.ORT_DISABLE_ALL
         options.log_severity_level = 3  # errors only: its warnings about provider choice mean nothing to users
         if self.threads is not None:
             options.intra_op_num_threads = self.threads

@@ -170,6 +170,31 @@ def test_a_graph_that_differs_from_its_parts_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_wire_in_the_wrong_place_is_seen_in_every_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool
+) -> None:
+    """The decoder reads one of SAM's features twice, which the tolerance at the end of INT8's chain lets pass."""
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "q.ebseg", sizes=(SIZE,), precisions=("int8",)))
+    real = merge_module._compose
+
+    def crossed(*arguments: object) -> object:
+        model = real(*arguments)  # type: ignore[arg-type]
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        for node, index in list(values["sam_feature_1"].uses()):
+            node.replace_input_with(index, values["sam_feature_0"])
+        return model
+
+    monkeypatch.setattr(merge_module, "_compose", crossed)
+    if not checked:
+        monkeypatch.setattr(merge_module, "_check_wires", lambda *arguments: None)
+        write_merged(bundle, SIZE, "int8", tmp_path / "one/m.onnx", threads=1)
+        return
+    with pytest.raises(ParityError, match=r"merged graph: mask_logits: relative deviation .* exceeds 1e-02 \(int8;"):
+        write_merged(bundle, SIZE, "int8", tmp_path / "one/m.onnx", threads=1)
+    assert list((tmp_path / "one").iterdir()) == []
+
+
 def test_graphs_of_other_batches_do_not_fit(tmp_path: Path) -> None:
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "two.ebseg", batch=2, sizes=(SIZE,)))
     write_merged(bundle, SIZE, "fp32", tmp_path / "m.onnx", threads=1)
