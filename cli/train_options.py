@@ -54,9 +54,11 @@ def set_threads(threads: int | None) -> None:
 
 def run_stage(stage: Stage, folder: Path, *, max_steps: int | None, checkpoint_seconds: float, as_json: bool) -> None:
     """Train, log each row of the history to stderr, and say on stdout where the run stands."""
+    from ..training.allocator import keep_freed_memory
     from ..training.loop import LoopConfig, run
     from .tables import print_json
 
+    keep_freed_memory()
     begin = time.monotonic()
 
     def log(step: int, figures: Mapping[str, float]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..contract import Size
+from ..model.adab_decoder import OpenVocabHead
 from ..model.ebseg import EBSeg
 from .confusion import Confusion, OpenVocabularyFigures, figures
 from .emoji_classes import CLASSES, THINGS
@@ -68,6 +70,41 @@ class MaskQuality:
     """Figures when every mask gets the name of the class it fits best."""
 
 
+class SeenAndNew(NamedTuple):
+    """Shares of the seen and of the new things, 0 to 1."""
+
+    seen: float
+    new: float
+
+
+@torch.no_grad()
+def mask_naming(observed: Observed, model: EBSeg, text: Tensor) -> dict[str, SeenAndNew]:
+    """Each thing's best mask: is it named rightly, among all classes, by A, B, D and by their balance?
+
+    What "B" loses here against `region_accuracy` is lost between the mask and mask attention.
+
+    Args:
+        observed: of scenes with truth.
+        model: that was observed; its own balance counts.
+        text: (classes, D) unit embeddings of all CLASSES.
+    """
+    config = model.config
+    head = OpenVocabHead(alpha=config.alpha, beta=config.beta, gamma=config.gamma, logit_scale=model.logit_scale)
+    with_background = torch.cat((text, F.normalize(model.ov_classifier.bg_embed, dim=-1)))
+    balanced = head(*observed.embeddings, with_background, torch.from_numpy(SEEN).float())
+    said = {way: (each @ text.T).argmax(-1) for way, each in zip("ABD", observed.embeddings, strict=True)}
+    said["balanced"] = balanced.argmax(-1)
+    hits: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in said}
+    for i, (logits, labels) in enumerate(zip(observed.mask_logits, observed.labels, strict=True)):
+        _, iou = _fits(logits, labels)
+        for cls in labels.unique().tolist():
+            if cls < len(THINGS):
+                query = int(iou[:, cls].argmax())
+                for way, names in said.items():
+                    hits[way][0 if CLASSES[cls].seen else 1].append(float(names[i, query] == cls))
+    return {way: SeenAndNew(*(sum(each) / max(1, len(each)) for each in both)) for way, both in hits.items()}
+
+
 @torch.no_grad()
 def mask_quality(observed: Observed) -> MaskQuality:
     """Judge masks alone.
@@ -78,11 +115,7 @@ def mask_quality(observed: Observed) -> MaskQuality:
     confusion = Confusion(len(CLASSES))
     best: dict[bool, list[float]] = {True: [], False: []}
     for logits, labels in zip(observed.mask_logits, observed.labels, strict=True):
-        masks = F.interpolate(logits[None], size=labels.shape, mode="bilinear", align_corners=False)[0].sigmoid()
-        inside = (masks > 0.5).float().flatten(1)
-        truth = F.one_hot(labels.long().flatten(), len(CLASSES)).float()
-        both = inside @ truth
-        iou = both / (inside.sum(1)[:, None] + truth.sum(0)[None] - both).clamp(min=1)
+        masks, iou = _fits(logits, labels)
         for cls in labels.unique().tolist():
             if cls < len(THINGS):
                 best[CLASSES[cls].seen].append(float(iou[:, cls].max()))
@@ -95,3 +128,12 @@ def mask_quality(observed: Observed) -> MaskQuality:
         best_iou_new=sum(best[False]) / max(1, len(best[False])),
         named_rightly=figures(confusion, SEEN, BACKGROUND),
     )
+
+
+def _fits(mask_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q, h, w) and (H, W) labels -> (Q, H, W) masks, 0 to 1, and (Q, classes) IoU of each with each class."""
+    masks = F.interpolate(mask_logits[None], size=labels.shape, mode="bilinear", align_corners=False)[0].sigmoid()
+    inside = (masks > 0.5).float().flatten(1)
+    truth = F.one_hot(labels.long().flatten(), len(CLASSES)).float()
+    both = inside @ truth
+    return masks, both / (inside.sum(1)[:, None] + truth.sum(0)[None] - both).clamp(min=1)

@@ -29,7 +29,7 @@ from ebseg_deploy.training.prompts import class_embeddings, encode_text, prompt_
 from ebseg_deploy.training.recipes import ebseg_stage, trained_clip, trained_model
 from ebseg_deploy.training.recipes import window_stage as window_stage_of
 from ebseg_deploy.training.region_stage import covered_patches, random_windows, window_masks
-from ebseg_deploy.training.regions import mask_quality, region_accuracy
+from ebseg_deploy.training.regions import mask_naming, mask_quality, region_accuracy
 from ebseg_deploy.training.samples import EmojiSamples
 from ebseg_deploy.training.scenes import SceneConfig, batch
 from ebseg_deploy.training.window_stage import WindowStage, WindowStageConfig, window_captions
@@ -411,6 +411,22 @@ def test_mask_quality_of_perfect_and_of_merged_masks() -> None:
     result = mask_quality(Observed(mask_logits=merged, embeddings=(torch.zeros(1, 2, 4),) * 3, labels=labels))
     assert (result.best_iou_seen, result.best_iou_new) == (0.5, 0.5)
     assert result.named_rightly.harmonic_miou == 0  # it got one of the two names
+
+
+def test_mask_naming_asks_the_best_mask_of_each_thing() -> None:
+    labels = torch.full((1, 16, 16), len(THINGS), dtype=torch.uint8)
+    labels[0, :8, :8], labels[0, :8, 8:] = 0, 2  # a seen and a new thing
+    half = (labels[0] == 0) & (torch.arange(16) < 4)  # a worse mask of the first
+    masks = torch.stack((labels[0] == 2, half, labels[0] == 0)).float()[None] * 20 - 10
+    model = EBSeg(TINY)
+    text = F.normalize(torch.randn(len(CLASSES), TINY.clip.embedding_dim), dim=-1)
+    right, other = text[[2, 5, 0]][None], text[[2, 0, 5]][None]  # the second is right of the worse mask alone
+    said = mask_naming(Observed(mask_logits=masks, embeddings=(right, other, -right), labels=labels), model, text)
+    assert said["A"] == (1, 1)
+    assert said["B"] == (0, 1)
+    assert said["D"] == (0, 0)
+    same = mask_naming(Observed(mask_logits=masks, embeddings=(right,) * 3, labels=labels), model, text)
+    assert same["balanced"] == (1, 1)
 
 
 @pytest.mark.gpu
