@@ -19,6 +19,7 @@ from ..runtime.segmenter import Segmenter
 from ..runtime.vocabulary import Vocabulary
 from ..training.confusion import Confusion, OpenVocabularyFigures, figures
 from .agreement import Agreement, label_agreement
+from .label_maps import LabelMaps
 from .labelled_sets import LabelledSet
 
 SAVE_EVERY = 25
@@ -116,30 +117,60 @@ def measure_accuracy(
     Raises:
         InputError: a label beyond the vocabulary, or a label map of another size than its picture.
     """
-    counts = _Counts(len(vocabulary), with_agreement=against is not None)
-    key = _state_key(segmenter, examples, vocabulary, against)
+    report = measure_label_maps(
+        LabelMaps(segmenter, vocabulary),
+        examples,
+        against=None if against is None else LabelMaps(*against),
+        state=state,
+        progress=progress,
+    )
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return report
+
+
+def measure_label_maps(
+    maps: LabelMaps,
+    examples: LabelledSet,
+    *,
+    against: LabelMaps | None = None,
+    state: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> AccuracyReport:
+    """As `measure_accuracy`, for one measurement of several: label maps may be shared, and the state stays.
+
+    Args:
+        maps: of the bundle under test.
+        examples: pictures and truth.
+        against: of another bundle.
+        state: file from which this measurement goes on, or is had at once if it was finished; the caller removes it
+            when the last of them is done.
+        progress: called as progress(pictures done, pictures in all).
+
+    Raises:
+        InputError: as `measure_accuracy`.
+    """
+    counts = _Counts(len(maps.vocabulary), with_agreement=against is not None)
+    key = _state_key(maps, examples, against)
     done = 0 if state is None else counts.load(state, key)
     for index in range(done, len(examples)):
         example = examples.example(index)
-        result = segmenter(example.picture, vocabulary)
-        if result.labels.shape != example.truth.shape:
+        labels = maps.of(index, example.picture)
+        if labels.shape != example.truth.shape:
             raise InputError(
-                f"{example.name}: labels of {example.truth.shape}, its picture is {result.labels.shape}",
+                f"{example.name}: labels of {example.truth.shape}, its picture is {labels.shape}",
                 cure="make picture and label map of one size",
             )
         try:
-            counts.confusion.add(example.truth, result.labels, examples.ignore)
+            counts.confusion.add(example.truth, labels, examples.ignore)
         except InputError as error:
             raise InputError(f"{example.name}: {error.message}", cure=error.cure) from error
         if against is not None:
-            other = against[0](example.picture, against[1])
-            counts.agree(label_agreement(result.labels, other.labels, len(vocabulary)))
+            counts.agree(label_agreement(labels, against.of(index, example.picture), len(maps.vocabulary)))
         progress(index + 1, len(examples))
-        if state is not None and (index + 1) % SAVE_EVERY == 0:
+        if state is not None and ((index + 1) % SAVE_EVERY == 0 or index + 1 == len(examples)):
             counts.save(state, key, index + 1)
-    if state is not None:
-        state.unlink(missing_ok=True)
-    return _report(segmenter, examples, vocabulary, counts)
+    return _report(maps, examples, counts)
 
 
 class _Counts:
@@ -178,16 +209,17 @@ class _Counts:
             raise InputError(f"{path}: a damaged state of a measurement", cure="delete it") from error
 
 
-def _state_key(
-    segmenter: Segmenter, examples: LabelledSet, vocabulary: Vocabulary, against: tuple[Segmenter, Vocabulary] | None
-) -> str:
-    parts = [examples.fingerprint, str(len(examples)), *vocabulary.names, str(vocabulary.seen.tolist())]
-    for each in (segmenter,) if against is None else (segmenter, against[0]):
-        parts += [each.bundle.manifest.seal, each.precision, each.backend.name]
+def _state_key(maps: LabelMaps, examples: LabelledSet, against: LabelMaps | None) -> str:
+    words = maps.vocabulary
+    parts = [examples.fingerprint, str(len(examples)), *words.names, str(words.seen.tolist())]
+    for each in (maps,) if against is None else (maps, against):
+        segmenter = each.segmenter
+        parts += [segmenter.bundle.manifest.seal, segmenter.precision, segmenter.backend.name]
     return "\n".join(parts)
 
 
-def _report(segmenter: Segmenter, examples: LabelledSet, vocabulary: Vocabulary, counts: _Counts) -> AccuracyReport:
+def _report(maps: LabelMaps, examples: LabelledSet, counts: _Counts) -> AccuracyReport:
+    segmenter, vocabulary = maps.segmenter, maps.vocabulary
     names, confusion = vocabulary.names, counts.confusion
     background = np.array([name in set(examples.background) for name in names])
     seen = np.asarray(vocabulary.seen, bool)

@@ -18,10 +18,12 @@ import numpy.typing as npt
 from ..contract import ADAB_DECODER, GRAPH_NAMES, GraphName, Size
 from ..errors import BundleError, InputError
 from ..runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
-from ..runtime.bundle import Bundle
+from ..runtime.bundle import DERIVED_FROM_SEAL, Bundle
 from ..runtime.segmenter import Segmenter
 from ..runtime.verify import read_reference, reference_inputs
-from .accuracy import measure_accuracy
+from ..runtime.vocabulary import Vocabulary
+from .accuracy import AccuracyReport, measure_label_maps
+from .label_maps import LabelMaps
 from .labelled_sets import LabelledSet
 from .machine import Machine, describe_machine
 
@@ -106,24 +108,26 @@ def measure_precisions(
         bundles: the FP32 bundle, and those made of it by `ebseg quantize`.
         config: what to measure.
         examples: pictures for agreement and accuracy; both are left out without.
-        state: folder where a broken-off measurement of accuracy is kept.
+        state: folder where a broken-off measurement of accuracy is kept until all is done.
 
     Raises:
-        InputError: the first bundle is not FP32, or another one is of another model or canvas.
+        InputError: the first bundle is not FP32, or another one was not made of it.
         BundleError: a bundle carries no references.
     """
     source = bundles[0]
     _check(bundles)
     canvas = source.sizes[0]
     inputs = _inputs(source, canvas, config.threads) if config.repeats else {}
-    rows = []
+    steps = 2 * len(bundles)
+    graphs = []
     for number, bundle in enumerate(bundles):
-        label = bundle.precisions[0]
-        progress(f"timing {label}", 2 * number, 2 * len(bundles))
-        graphs = tuple(_graph_row(source, bundle, name, canvas, config, inputs) for name in GRAPH_NAMES)
-        progress(f"accuracy of {label}", 2 * number + 1, 2 * len(bundles))
-        rows.append(_row(source, bundle, graphs, config, examples, state))
-    progress("done", 2 * len(bundles), 2 * len(bundles))
+        progress(f"timing {bundle.precisions[0]}", number, steps)
+        graphs.append(tuple(_graph_row(source, bundle, name, canvas, config, inputs) for name in GRAPH_NAMES))
+    found: list[AccuracyReport | None] = [None] * len(bundles)
+    if examples is not None:
+        found = _accuracies(bundles, config, examples, state, lambda what, done: progress(what, done, steps))
+    rows = [_row(*each, config) for each in zip(bundles, graphs, found, strict=True)]
+    progress("done", steps, steps)
     return PrecisionReport(
         model=source.model.name,
         canvas=str(canvas),
@@ -149,6 +153,13 @@ def _check(bundles: Sequence[Bundle]) -> None:
                 f"bundle {other.source}: {other.model.name} {other.sizes[0]}, not {source.model.name} "
                 f"{source.sizes[0]} as {source.source}",
                 cure="give bundles made of the first by `ebseg quantize`",
+            )
+        wanted, made_of = source.manifest.seal, other.manifest.provenance.get(DERIVED_FROM_SEAL)
+        if made_of != wanted:
+            before = "nothing that it tells" if made_of is None else f"the bundle sealed {made_of[:12]}…"
+            raise InputError(
+                f"bundle {other.source}: made of {before}, not of {source.source} (sealed {wanted[:12]}…)",
+                cure="make it of this bundle with `ebseg quantize`, or give the bundle that it was made of",
             )
 
 
@@ -217,35 +228,44 @@ def _ratios(
         return ratios
 
 
-def _row(
-    source: Bundle,
-    bundle: Bundle,
-    graphs: tuple[GraphRow, ...],
+def _accuracies(
+    bundles: Sequence[Bundle],
     config: PrecisionConfig,
-    examples: LabelledSet | None,
+    examples: LabelledSet,
     state: Path | None,
+    progress: Callable[[str, int], None],
+) -> list[AccuracyReport | None]:
+    """Of each bundle, held against FP32, which segments every picture once; of FP32 itself where mIoU is wanted."""
+    states = [None if state is None else state / f".precision-{each.manifest.seal[:16]}.npz" for each in bundles]
+    found: list[AccuracyReport | None] = []
+    with Segmenter.load(bundles[0], "onnxruntime", threads=config.threads) as reference:
+        fp32 = LabelMaps(reference, _words(reference, examples), keep=True)
+        for number, (bundle, file) in enumerate(zip(bundles, states, strict=True)):
+            progress(f"accuracy of {bundle.precisions[0]}", len(bundles) + number)
+            if number == 0:
+                found.append(measure_label_maps(fp32, examples, state=file) if config.accuracy else None)
+                continue
+            with Segmenter.load(bundle, "onnxruntime", threads=config.threads) as segmenter:
+                maps = LabelMaps(segmenter, _words(segmenter, examples))
+                found.append(measure_label_maps(maps, examples, against=fp32, state=file))
+    for file in states:
+        if file is not None:
+            file.unlink(missing_ok=True)
+    return found
+
+
+def _words(segmenter: Segmenter, examples: LabelledSet) -> Vocabulary:
+    return segmenter.vocabulary(examples.source, warn=lambda line: None)
+
+
+def _row(
+    bundle: Bundle, graphs: tuple[GraphRow, ...], found: AccuracyReport | None, config: PrecisionConfig
 ) -> PrecisionRow:
-    agreement: float | None = None
+    agreement = None if found is None or found.agreement is None else found.agreement.pixel_agreement
     figures: dict[str, float | None] = dict.fromkeys(("seen_miou", "new_miou", "harmonic_miou", "miou"))
-    if examples is not None and (bundle is not source or config.accuracy):
-        with (
-            Segmenter.load(bundle, "onnxruntime", threads=config.threads) as segmenter,
-            Segmenter.load(source, "onnxruntime", threads=config.threads) as reference,
-        ):
-            against = None
-            if bundle is not source:
-                against = (reference, reference.vocabulary(examples.source, warn=lambda line: None))
-            found = measure_accuracy(
-                segmenter,
-                examples,
-                segmenter.vocabulary(examples.source, warn=lambda line: None),
-                against=against,
-                state=None if state is None else state / f".precision-{bundle.manifest.seal[:16]}.npz",
-            )
-        agreement = None if found.agreement is None else found.agreement.pixel_agreement
-        if config.accuracy:
-            figures = {name: getattr(found.figures, name) for name in figures}
-    compute = bundle.graph(ADAB_DECODER, source.sizes[0], bundle.precisions[0]).compute
+    if found is not None and config.accuracy:
+        figures = {name: getattr(found.figures, name) for name in figures}
+    compute = bundle.graph(ADAB_DECODER, bundle.sizes[0], bundle.precisions[0]).compute
     return PrecisionRow(
         bundle=str(bundle.source),
         precision=bundle.precisions[0],

@@ -30,6 +30,8 @@ from ..errors import BundleError
 from .archive import is_archive, unpack_archive
 from .hashing import file_sha256
 
+DERIVED_FROM_SEAL = "derived_from_seal"
+"""Key of a manifest's provenance: the seal of the FP32 bundle that one of another precision was made of."""
 EXPORT_AGAIN = "copy the bundle again, or export it again with `ebseg export`"
 
 

@@ -21,6 +21,7 @@ from ebseg_deploy.errors import BundleError, InputError
 from ebseg_deploy.runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ebseg_deploy.runtime.bundle import Bundle, read_manifest
 from ebseg_deploy.runtime.class_names import ClassEntry
+from ebseg_deploy.runtime.segmenter import Segmenter
 from safetensors.numpy import save_file
 from tiny_bundles import TINY_SIZES, seal
 
@@ -68,12 +69,18 @@ def with_reference(folder: Path) -> Path:
     return seal(folder, msgspec.structs.replace(read_manifest(folder, folder), references=references))
 
 
+def made_of(source: Bundle, folder: Path) -> Bundle:
+    """A bundle with the provenance that `ebseg quantize` writes."""
+    manifest = read_manifest(folder, folder)
+    provenance = {**manifest.provenance, "derived_from_seal": source.manifest.seal}
+    return Bundle.open(seal(folder, msgspec.structs.replace(manifest, provenance=provenance)))
+
+
 @pytest.fixture
 def pair(make_tiny_bundle: Callable[..., Path]) -> list[Bundle]:
     """FP32, and the same graphs under another precision's name."""
-    return [
-        Bundle.open(with_reference(make_tiny_bundle(f"{name}.ebseg", precisions=(name,)))) for name in ("fp32", "int8")
-    ]
+    source = Bundle.open(with_reference(make_tiny_bundle("fp32.ebseg")))
+    return [source, made_of(source, with_reference(make_tiny_bundle("int8.ebseg", precisions=("int8",))))]
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def test_equal_graphs_agree_and_have_equal_figures(report: PrecisionReport) -> N
 
 
 def test_other_graphs_lose_labels(pair: list[Bundle], make_tiny_bundle: Callable[..., Path]) -> None:
-    other = Bundle.open(make_tiny_bundle("other.ebseg", precisions=("int8",), seed=11))
+    other = made_of(pair[0], make_tiny_bundle("other.ebseg", precisions=("int8",), seed=11))
     found = measure_precisions([pair[0], other], PrecisionConfig(repeats=0, threads=1), Blocks())
     agreement = found.rows[1].label_agreement
     assert agreement is not None
@@ -154,6 +161,68 @@ def test_the_first_bundle_has_to_be_fp32_and_the_others_of_its_model(
     other = Bundle.open(make_tiny_bundle("c.ebseg", model=model, precisions=("int8",)))
     with pytest.raises(InputError, match="another 64x64, not ebseg-tiny"):
         measure_precisions([pair[0], other], PrecisionConfig())
+
+
+def test_bundles_of_other_weights_are_refused(pair: list[Bundle], make_tiny_bundle: Callable[..., Path]) -> None:
+    other = Bundle.open(make_tiny_bundle("weights.ebseg", seed=11))
+    theirs = made_of(other, make_tiny_bundle("theirs.ebseg", precisions=("int8",), seed=11))
+    before, wanted = (each.manifest.seal[:12] for each in (other, pair[0]))
+    with pytest.raises(InputError, match=rf"theirs.*made of the bundle sealed {before}…, not of .*sealed {wanted}…"):
+        measure_precisions([*pair, theirs], PrecisionConfig())
+    with pytest.raises(InputError, match=r"made of nothing that it tells.*; make it of this bundle"):
+        measure_precisions([pair[0], other], PrecisionConfig())
+
+
+def three(pair: list[Bundle], make_tiny_bundle: Callable[..., Path]) -> list[Bundle]:
+    return [*pair, made_of(pair[0], make_tiny_bundle("fp16.ebseg", precisions=("fp16",)))]
+
+
+@pytest.mark.parametrize("accuracy", [True, False], ids=["trained", "untrained"])
+def test_fp32_segments_a_picture_once(
+    pair: list[Bundle],
+    make_tiny_bundle: Callable[..., Path],
+    segmented: list[Path],
+    accuracy: bool,
+) -> None:
+    bundles = three(pair, make_tiny_bundle)
+    found = measure_precisions(bundles, PrecisionConfig(repeats=0, threads=1, accuracy=accuracy), Blocks())
+    assert [segmented.count(each.path) for each in bundles] == [3, 3, 3]
+    assert [row.label_agreement for row in found.rows] == [None, 1.0, 1.0]
+
+
+def test_a_broken_off_run_measures_no_bundle_again(
+    pair: list[Bundle], make_tiny_bundle: Callable[..., Path], segmented: list[Path], tmp_path: Path
+) -> None:
+    bundles = three(pair, make_tiny_bundle)
+    config = PrecisionConfig(repeats=0, threads=1)
+    state = tmp_path / "state"
+    state.mkdir()
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "accuracy of fp16":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_precisions(bundles, config, Blocks(), state=state, progress=stop)
+    segmented.clear()
+    found = measure_precisions(bundles, config, Blocks(), state=state)
+    assert [segmented.count(each.path) for each in bundles] == [3, 0, 3]  # FP32's label maps are needed once more
+    assert found.rows == measure_precisions(bundles, config, Blocks()).rows
+    assert list(state.iterdir()) == []
+
+
+@pytest.fixture
+def segmented(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The bundle of every picture that is segmented."""
+    done: list[Path] = []
+    call = Segmenter.__call__
+
+    def call_and_note(self: Segmenter, *words: object, **more: object) -> object:
+        done.append(self.bundle.path)
+        return call(self, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmenter, "__call__", call_and_note)
+    return done
 
 
 def test_without_a_reference_nothing_is_timed(make_tiny_bundle: Callable[..., Path]) -> None:
