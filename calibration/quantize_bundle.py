@@ -13,6 +13,7 @@ from ..contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Grap
 from ..errors import CalibrationError, InputError
 from ..export.precision.derive import DeriveConfig, check_output, check_source, derive_bundle
 from ..export.precision.formulas import name_formulas
+from ..export.precision.lower import Lowering, Saturated
 from ..export.precision.read import read_graph
 from ..export.precision.recipes import Recipe
 from ..export.precision.source_outputs import SourceOutputs
@@ -50,6 +51,8 @@ class QuantisedBundle:
     bundle: Bundle
     quantisations: Mapping[Place, Quantisation]
     cosines: tuple[GraphCosines, ...]
+    saturated: Mapping[Place, tuple[Saturated, ...]]
+    """Constants that the base type cannot hold, of the graphs that have any."""
     ranges: Ranges | None
     """What the activations were quantised with; None for a recipe that needs none."""
 
@@ -100,10 +103,21 @@ def quantise_bundle(
     work = _Work(source, recipe, config, pictures, ranges, progress, notice)
     work.calibrate_encoders()
     made = derive_bundle(
-        bundle, output, recipe, config.derive, transform=work.transform, source=source, progress=progress
+        bundle,
+        output,
+        recipe,
+        config.derive,
+        transform=work.transform,
+        source=source,
+        lowered=work.note_lowering,
+        progress=progress,
     )
     return QuantisedBundle(
-        bundle=made, quantisations=work.quantisations, cosines=tuple(work.cosines), ranges=work.ranges
+        bundle=made,
+        quantisations=work.quantisations,
+        cosines=tuple(work.cosines),
+        saturated=work.saturated,
+        ranges=work.ranges,
     )
 
 
@@ -156,6 +170,7 @@ class _Work:
         self.ranges = ranges
         self.quantisations: dict[Place, Quantisation] = {}
         self.cosines: list[GraphCosines] = []
+        self.saturated: dict[Place, tuple[Saturated, ...]] = {}
 
     def calibrate_encoders(self) -> None:
         """Find the ranges that are not given, of all graphs but the decoder."""
@@ -185,6 +200,11 @@ class _Work:
         self.cosines.append(found)
         if record.name != ADAB_DECODER:  # a mask pixel within rounding of 0 moves whole embeddings: judged by labels
             check_cosines(found)
+
+    def note_lowering(self, record: GraphRecord, done: Lowering) -> None:
+        """Keep what lowering did to a graph that is worth telling."""
+        if done.saturated:
+            self.saturated[record.name, record.size] = done.saturated
 
     def _needs_ranges(self, graph: GraphName) -> bool:
         recipe = self._recipe.graphs[graph]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,13 @@ def command(
             notice=lambda line: click.echo(line, err=True),
         )
     seconds = time.perf_counter() - start
+    for (name, size), found in made.saturated.items():
+        for each in found:
+            warn(
+                f"graph {f'{name} {size}' if size else name}: node {each.node}: {each.values} of constant "
+                f"{each.constant}'s values are beyond {each.type.upper()} and became its largest; of a mask that is "
+                f"harmless, else give --keep '{each.node}'"
+            )
     if save_ranges is not None and made.ranges is not None:
         write_ranges(save_ranges, made.ranges)
     if as_json:
@@ -175,6 +183,7 @@ def _print_json(source: Bundle, made: QuantisedBundle, recipe: Recipe, output: P
                     "file": graph.file,
                     "compute": msgspec.to_builtins(graph.compute),
                     "quantised": quantisation((graph.name, graph.size)),
+                    "saturated": [asdict(each) for each in made.saturated.get((graph.name, graph.size), ())],
                     "parity": graph.parity,
                 }
                 for graph in made.bundle.manifest.graphs

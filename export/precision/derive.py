@@ -21,14 +21,14 @@ import onnx_ir as ir
 from ... import __version__
 from ...contract import GRAPH_NAMES, MANIFEST_NAME, ComputeRecord, GraphName, GraphRecord, manifest_bytes
 from ...errors import InputError
-from ...runtime.bundle import Bundle
+from ...runtime.bundle import DERIVED_FROM_SEAL, Bundle
 from ..bundle_files import Progress, file_records
 from ..output_folder import whole_folder
 from ..weights import WeightsFile
 from .check import DerivedCheck
 from .emulate import emulate
 from .formulas import name_formulas
-from .lower import lower
+from .lower import Lowering, lower
 from .operators import computes
 from .own_references import OwnReferences
 from .positions import add_positions
@@ -62,6 +62,7 @@ def derive_bundle(
     *,
     transform: Transform | None = None,
     source: SourceOutputs | None = None,
+    lowered: Callable[[GraphRecord, Lowering], None] = lambda record, done: None,
     progress: Progress = lambda step, done, total: None,
 ) -> Bundle:
     """Write a bundle whose graphs compute as a recipe says.
@@ -72,6 +73,7 @@ def derive_bundle(
         recipe: types and keep-lists.
         transform: what inserts Q/DQ pairs; needed by recipes that quantise.
         source: what the bundle's graphs give, if somebody has run them already.
+        lowered: called with what lowering did to each graph.
 
     Raises:
         InputError: the bundle is not FP32, or the output exists.
@@ -100,7 +102,8 @@ def derive_bundle(
                     file = WeightsFile(place / f"{record.name}.weights", root=folder)
                     weights[record.name] = stack.enter_context(file)
                 progress(f"converting {label}", 2 * number, 2 * len(records) + 1)
-                made = _derive_graph(bundle, record, recipe, folder, weights[record.name], config, transform)
+                made, done = _derive_graph(bundle, record, recipe, folder, weights[record.name], config, transform)
+                lowered(made, done)
                 progress(f"checking {label}", 2 * number + 1, 2 * len(records) + 1)
                 derived.append(msgspec.structs.replace(made, parity=check(record, made)))
                 own.add(made)
@@ -168,7 +171,7 @@ def _derive_graph(
     weights: WeightsFile,
     config: DeriveConfig,
     transform: Transform | None,
-) -> GraphRecord:
+) -> tuple[GraphRecord, Lowering]:
     """Write one graph; its weights go to the file of its name."""
     graph_recipe = recipe.graphs[record.name]
     model = read_graph(bundle, record)
@@ -185,7 +188,7 @@ def _derive_graph(
     model.metadata_props["ebseg.precision"] = recipe.name
     name = Path(record.file).name
     ir.save(model, folder / "graphs" / recipe.name / name)
-    return msgspec.structs.replace(
+    made = msgspec.structs.replace(
         record,
         precision=recipe.name,
         file=f"graphs/{recipe.name}/{name}",
@@ -201,6 +204,7 @@ def _derive_graph(
             emulated=config.emulate,
         ),
     )
+    return made, done
 
 
 def _copy_all_but_graphs(bundle: Bundle, folder: Path) -> None:
@@ -233,6 +237,6 @@ def _provenance(bundle: Bundle, recipe: Recipe, config: DeriveConfig) -> dict[st
         "recipe": recipe.name,
         "derived": now.isoformat(timespec="seconds"),
         "derived_from": bundle.source.name,
-        "derived_from_seal": bundle.manifest.seal,
+        DERIVED_FROM_SEAL: bundle.manifest.seal,
         **config.provenance,
     }

@@ -43,10 +43,9 @@ def rounded(values: Array, to: FloatType) -> Array:
     return saturated.astype(NUMPY[to])
 
 
-def out_of_range(values: Array, to: FloatType) -> bool:
-    """Whether a finite value is too large for a type."""
-    finite = values[np.isfinite(values)]
-    return bool(finite.size) and float(np.abs(finite).max()) > LARGEST[to]
+def out_of_range(values: Array, to: FloatType) -> int:
+    """How many finite values are too large for a type."""
+    return int(np.count_nonzero(np.isfinite(values) & (np.abs(values) > LARGEST[to])))
 
 
 def vanishes(values: Array, to: FloatType) -> bool:

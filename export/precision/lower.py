@@ -28,6 +28,18 @@ _WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "LayerNormalization", "Ma
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saturated:
+    """Values of a constant that a type cannot hold, and that became its largest one. Of a mask's -1e9 no harm comes."""
+
+    node: str
+    """The first that reads it."""
+    constant: str
+    values: int
+    """How many."""
+    type: FloatType
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lowering:
     """What `lower` did."""
 
@@ -38,8 +50,8 @@ class Lowering:
     """Cast nodes added."""
     nodes: dict[FloatType, int]
     """How many nodes compute in each type."""
-    saturated: tuple[str, ...]
-    """Nodes with a constant that was beyond the type's range and became its largest value."""
+    saturated: tuple[Saturated, ...]
+    """Constants with values that were beyond the type's range."""
 
 
 def lower(model: ir.Model, base: FloatType, keep: Sequence[Keep] = ()) -> Lowering:
@@ -58,7 +70,7 @@ def lower(model: ir.Model, base: FloatType, keep: Sequence[Keep] = ()) -> Loweri
     _check(model)
     types = _assign(model, base, keep)
     kept = _kept(model, keep)
-    saturated: list[str] = []
+    saturated: list[Saturated] = []
     casts = 0
     if base != "fp32" or any(type_ != "fp32" for type_ in types.values()):
         saturated = _type_constants(model, types)
@@ -158,10 +170,10 @@ def _made_in(types: dict[ir.Node, FloatType], value: ir.Value | None) -> FloatTy
     return "fp32" if producer is None else types[producer]
 
 
-def _type_constants(model: ir.Model, types: dict[ir.Node, FloatType]) -> list[str]:
-    """Give every node its constants in its own type; returns the nodes with one that saturated."""
+def _type_constants(model: ir.Model, types: dict[ir.Node, FloatType]) -> list[Saturated]:
+    """Give every node its constants in its own type; returns those that saturated."""
     graph = model.graph
-    saturated = []
+    saturated: list[Saturated] = []
     copies: dict[tuple[ir.Value, FloatType], ir.Value] = {}
     for node, type_ in types.items():
         for index, value in enumerate(node.inputs):
@@ -180,21 +192,22 @@ def _type_constants(model: ir.Model, types: dict[ir.Node, FloatType]) -> list[st
     return saturated
 
 
-def _check_constant(node: ir.Node, value: ir.Value, type_: FloatType) -> list[str]:
+def _check_constant(node: ir.Node, value: ir.Value, type_: FloatType) -> list[Saturated]:
     assert value.const_value is not None
     values = value.const_value.numpy()
     if vanishes(values, type_):
         raise ExportError(
             f"node {node.name}: constant {value.name} is 0 in {type_.upper()}", cure="keep the node in FP32"
         )
-    if not out_of_range(values, type_):
+    beyond = out_of_range(values, type_)
+    if not beyond:
         return []
     if node.op_type in _WEIGHTS:
         raise ExportError(
             f"node {node.name}: weight {value.name} is beyond the range of {type_.upper()}",
             cure="keep the node in FP32",
         )
-    return [node.name or ""]
+    return [Saturated(node=node.name or "", constant=value.name or "", values=beyond, type=type_)]
 
 
 def _rounded_copy(value: ir.Value, type_: FloatType) -> ir.Value:

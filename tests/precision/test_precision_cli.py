@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from ebseg_deploy.cli import ebseg
-from tiny_bundles import add_references, write_tiny_bundle
+from ebseg_deploy.runtime.bundle import read_manifest
+from tiny_bundles import add_references, seal, write_tiny_bundle
 
 
 def quantize(*words: object) -> Result:
@@ -33,6 +37,28 @@ def test_fp16_and_what_can_be_done_with_it(source: Path, picture: Path, tmp_path
     ):
         outcome = CliRunner().invoke(ebseg, [*map(str, words)])
         assert outcome.exit_code == 0, outcome.output
+
+
+def test_values_beyond_fp16_are_told(source: Path, tmp_path: Path) -> None:
+    """A limit of 1e9 that nothing reaches, on a feature of SAM's."""
+    loud = Path(shutil.copytree(source, tmp_path / "loud.ebseg"))
+    graph = loud / "graphs" / "fp32" / "sam_image_encoder_64x64.onnx"
+    model = onnx.load(graph)
+    last = next(node for node in model.graph.node if "sam_feature_3" in node.output)
+    last.output[0] = "feature"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1e9], np.float32), "limit"))
+    model.graph.node.append(onnx.helper.make_node("Min", ["feature", "limit"], ["sam_feature_3"], name="limit/Min"))
+    onnx.save(model, graph)
+    seal(loud, read_manifest(loud))
+    outcome = quantize(loud, "--recipe", "fp16", "-o", tmp_path / "made.ebseg", "--threads", 1, "--json")
+    assert outcome.exit_code == 0, outcome.output
+    assert (
+        "graph sam_image_encoder 64x64: node limit/Min: 1 of constant limit's values are beyond FP16" in outcome.stderr
+    )
+    graphs = {(each["graph"], each["size"]): each["saturated"] for each in json.loads(outcome.stdout)["graphs"]}
+    told = graphs.pop(("sam_image_encoder", "64x64"))
+    assert told == [{"node": "limit/Min", "constant": "limit", "values": 1, "type": "fp16"}]
+    assert not any(graphs.values())
 
 
 def test_tables_name_what_is_kept(source: Path, tmp_path: Path) -> None:

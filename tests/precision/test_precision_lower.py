@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from ebseg_deploy.errors import ExportError
-from ebseg_deploy.export.precision.lower import lower
+from ebseg_deploy.export.precision.lower import Saturated, lower
 from ebseg_deploy.export.precision.recipes import Keep
 from onnx import TensorProto
 from precision_models import casts_in_a_row, graph, kinds, node, run, type_of
@@ -169,7 +169,7 @@ def test_a_mask_beyond_the_range_saturates(value: float, tmp_path: Path) -> None
     model = graph(
         [node("Add", ["x", "mask"], ["y"], "Add")], {"x": [2]}, ["y"], {"mask": np.array([0, value], np.float32)}
     )
-    assert lower(model, "fp16").saturated == ("Add",)
+    assert lower(model, "fp16").saturated == (Saturated(node="Add", constant="mask", values=1, type="fp16"),)
     got = run(model, {"x": np.zeros(2, np.float32)}, tmp_path)["y"]
     assert got.tolist() == [0, math.copysign(65504, value)]
 
