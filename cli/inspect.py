@@ -46,11 +46,12 @@ def command(path: Path, against: Path | None, html: Path | None, as_json: bool) 
         from .inspect_engine import show_difference, show_engine, write_page
 
         if html is not None:
-            write_page(path, against, html)
-        elif against is None:
-            show_engine(path, as_json)
-        else:
-            show_difference(path, against, as_json)
+            write_page(path, against, html, as_json)
+        if html is None or as_json:
+            if against is None:
+                show_engine(path, as_json)
+            else:
+                show_difference(path, against, as_json)
     elif path.suffix == ".json" and path.is_file():
         from .inspect_ranges import show_ranges
 

@@ -86,8 +86,8 @@ def show_difference(path: Path, other: Path, as_json: bool) -> None:
         click.echo(f"{path} and {other} are made alike")
 
 
-def write_page(path: Path, other: Path | None, page: Path) -> None:
-    """Write an HTML page about an engine, or about two."""
+def write_page(path: Path, other: Path | None, page: Path, as_json: bool) -> None:
+    """Write an HTML page about an engine, or about two; with `as_json`, stdout is for the JSON alone."""
     from ..errors import InputError
     from ..export.engines.html_report import html_report
     from ..runtime.atomic_write import write_atomically
@@ -99,7 +99,7 @@ def write_page(path: Path, other: Path | None, page: Path) -> None:
         raise InputError(
             f"--html {page}: {error.strerror}", cure="give a file in a folder that can be written"
         ) from error
-    click.echo(f"{page}: open it in a browser")
+    click.echo(f"{page}: open it in a browser", err=as_json)
 
 
 def _sidecar(path: Path) -> EngineSidecar:

@@ -15,25 +15,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from ebseg_deploy.cli import ebseg
+from command_line import assert_refused, run
 from ebseg_deploy.contract import MANIFEST_NAME
 from PIL import Image
-
-
-def run(*words: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(ebseg, [str(word) for word in words], input=stdin)
-
-
-def assert_refused(outcome: Result, *needles: object) -> None:
-    """One line on stderr that holds `needles` and, after a semicolon, what to do."""
-    assert outcome.exit_code == 1, outcome.output
-    assert outcome.stderr.startswith("error: ")
-    assert outcome.stderr.count("\n") == 1, outcome.stderr
-    assert "unexpected" not in outcome.stderr
-    assert "; " in outcome.stderr, "no cure"
-    for needle in needles:
-        assert str(needle) in outcome.stderr
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -11,24 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
-from ebseg_deploy.cli import ebseg
+from click.testing import Result
+from command_line import assert_refused, run
 from ebseg_deploy.runtime.engine_file import check_engine, sidecar_path
 from rtx import needs_rtx
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(ebseg, [str(word) for word in words])
-
-
-def assert_refused(outcome: Result, *needles: object) -> None:
-    assert outcome.exit_code == 1, outcome.output
-    assert outcome.stderr.startswith("error: ")
-    assert outcome.stderr.count("\n") == 1, outcome.stderr
-    assert "unexpected" not in outcome.stderr
-    assert "; " in outcome.stderr, "no cure"
-    for needle in needles:
-        assert str(needle) in outcome.stderr
+from sidecars import make_layer, make_sidecar
 
 
 @needs_rtx
@@ -142,6 +129,21 @@ def test_inspect_of_what_is_no_engine(tmp_path: Path, tiny_bundle: Path) -> None
     (tmp_path / "x.plan").write_bytes(b"plan")
     assert_refused(run("inspect", tmp_path / "x.plan"), "x.plan.json is missing", "ebseg build")
     assert_refused(run("inspect", tiny_bundle, "--against", tmp_path / "x.plan"), "is no engine")
+
+
+def test_a_page_and_json_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        sidecar = make_sidecar([make_layer("Half", "gemm", 5, f"{name}/MatMul")], precision=f"fp16-{name}")
+        (tmp_path / f"{name}.plan.json").write_bytes(msgspec.json.encode(sidecar))
+    page, words = tmp_path / "page.html", ("inspect", tmp_path / "one.plan", "--html", tmp_path / "page.html")
+    (tmp_path / "one.plan").touch()
+    assert run(*words).stdout == f"{page}: open it in a browser\n"
+    page.unlink()
+    assert json.loads(run(*words, "--json").stdout)["precision"] == "fp16-one"
+    assert "fp16-one" in page.read_text()
+    different = json.loads(run(*words, "--json", "--against", tmp_path / "two.plan").stdout)
+    assert {"what": "precision", "first": "fp16-one", "second": "fp16-two"} in different
+    assert "fp16-two" in page.read_text()
 
 
 def script(bundle: Path, folder: Path, *options: object) -> Result:
