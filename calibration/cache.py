@@ -1,7 +1,8 @@
 """Ranges that were found before, as JSON a person can read: one file for a graph and the pictures it was run on.
 
 A file's name and key are a hash of the graph with its weights, the pictures' pixels, the tensors and the observer. The
-counts of `counts` lie beside it and are independent of the observer: another observer needs no further run.
+counts of `counts` lie beside it and are independent of the observer and of what else is observed: another observer, or
+a recipe whose tensors were counted for another one, needs no further run.
 """
 
 from __future__ import annotations

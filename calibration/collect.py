@@ -76,8 +76,9 @@ def collect_histograms(
         tensors: names of activations or inputs of this graph, float32 or float16.
         feeds: inputs of the graph; asked for once per pass.
         name: what to call the graph in errors.
-        state: folder where counts are kept, so that a broken-off collection goes on where it was and a finished one
-            is not run again; the result is the same. Needs a model given as a file. Nothing is kept without.
+        state: folder where counts are kept, so that a broken-off collection goes on where it was and what was counted
+            before, for whichever tensors, is not run again; the result is the same. Needs a model given as a file.
+            Nothing is kept without.
         budget_bytes: memory for the activations that are read in one run.
         threads: for ONNX Runtime and for counting; None lets both choose.
         save_every: runs between two writes of the counts.
@@ -96,17 +97,18 @@ def collect_histograms(
     tap = GraphTap(model, name=name)
     tensors = list(dict.fromkeys(tensors))
     tap.check(tensors)
-    keeper = _Keeper(state, model, tensors, feeds, save_every)
-    counts = keeper.load() or Counts.none_of(tensors)
+    keeper = _Keeper(state, model, feeds, save_every)
+    counts = keeper.load(tensors)
+    before = {tensor: counts.done[tensor] for tensor in tensors}
     passes = [
         (done, chunk)
-        for done in sorted(set(counts.done.values()))
+        for done in sorted(set(before.values()))
         if done < len(feeds)
-        for chunk in tap.chunks([tensor for tensor in tensors if counts.done[tensor] == done], budget_bytes)
+        for chunk in tap.chunks([tensor for tensor in tensors if before[tensor] == done], budget_bytes)
     ]
     total = sum(len(feeds) - done for done, _ in passes)
-    if any(counts.done.values()):
-        notice(f"graph {name}: {min(counts.done.values())} of {len(feeds)} runs were counted before")
+    if any(before.values()):
+        notice(_counted_before(name, before, len(feeds)))
     finished = 0
     progress(finished, total)
     with ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="ebseg-count") as pool:
@@ -120,6 +122,12 @@ def collect_histograms(
             del tapped  # before the next one is opened: each holds the weights
     keeper.save(counts)
     return {tensor: counts.histograms[tensor] for tensor in tensors}
+
+
+def _counted_before(name: str, before: Mapping[str, int], runs: int) -> str:
+    known = [done for done in before.values() if done]
+    of = "" if len(known) == len(before) else f" for {len(known)} of {len(before)} tensors"
+    return f"graph {name}: {min(known)} of {runs} runs were counted before{of}"
 
 
 def _count(tapped: OpenTap, feeds: Feeds, index: int, counts: Counts, pool: ThreadPoolExecutor) -> None:
@@ -163,20 +171,28 @@ def _origin(tap: GraphTap, feed: Mapping[str, Array]) -> tuple[str, NotFinite] |
 
 
 class _Keeper:
-    """Keeps counts in a folder, under what they were counted on."""
+    """Keeps counts in a folder, under what they were counted on: of every tensor that was ever asked for."""
 
-    def __init__(self, state: Path | None, model: Model, tensors: Sequence[str], feeds: Feeds, save_every: int) -> None:
+    def __init__(self, state: Path | None, model: Model, feeds: Feeds, save_every: int) -> None:
         self._path: Path | None = None
         self._key = ""
         self._save_every = save_every
         self._unsaved = 0
         if state is not None and isinstance(model, Path):
-            self._key = counts_key(graph_hash(model), tensors, feeds.identity)
+            self._key = counts_key(graph_hash(model), feeds.identity)
             self._path = state / f"{model.stem}-{self._key[:KEY_DIGITS]}.npz"
             state.mkdir(parents=True, exist_ok=True)
 
-    def load(self) -> Counts | None:
-        return None if self._path is None else load_counts(self._path, self._key)
+    def load(self, tensors: Sequence[str]) -> Counts:
+        """What was kept, with nothing counted yet for those of `tensors` that it lacks."""
+        held = None if self._path is None else load_counts(self._path, self._key)
+        wanted = Counts.none_of(tensors)
+        if held is None:
+            return wanted
+        return Counts(
+            histograms={**wanted.histograms, **held.histograms},
+            done={**wanted.done, **held.done},
+        )
 
     def counted(self, counts: Counts) -> None:
         self._unsaved += 1
@@ -189,7 +205,7 @@ class _Keeper:
         self._unsaved = 0
 
 
-def counts_key(graph: str, tensors: Sequence[str], data: str) -> str:
-    """What counts depend on, as a sha256: the graph's hash, the tensors' names, the data's hash and the bins."""
-    content: Mapping[str, object] = {"graph": graph, "tensors": list(tensors), "data": data, "bins": BINS}
+def counts_key(graph: str, data: str) -> str:
+    """What counts depend on, as a sha256: the graph's hash, the data's hash and the bins."""
+    content: Mapping[str, object] = {"graph": graph, "data": data, "bins": BINS}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -20,7 +20,7 @@ KEY_DIGITS = 24
 
 @dataclass(kw_only=True)
 class Counts:
-    """Histograms of a graph's tensors, and how many runs each of them holds."""
+    """Histograms of a graph's tensors, and how many runs each of them holds: not all came with one recipe."""
 
     histograms: dict[str, Histogram]
     done: dict[str, int] = field(default_factory=dict)

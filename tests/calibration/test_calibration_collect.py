@@ -119,16 +119,33 @@ def test_a_finished_collection_is_not_run_again(feeds: ArrayFeeds, tmp_path: Pat
     assert feeds.asked == []
 
 
-def test_counts_of_other_data_graphs_or_tensors_are_not_taken(feeds: ArrayFeeds, tmp_path: Path) -> None:
+def test_counts_of_other_data_or_graphs_are_not_taken(feeds: ArrayFeeds, tmp_path: Path) -> None:
     state = tmp_path / "state"
     file = saved(two_products(), tmp_path / "graph.onnx", external=True)
     collect_histograms(file, TENSORS, feeds, state=state)
     other = ArrayFeeds([array + 1 for array in feeds.arrays])
     assert collect_histograms(file, TENSORS, other, state=state) == collect_histograms(file, TENSORS, other)
-    assert list(collect_histograms(file, ["hidden"], feeds, state=state)) == ["hidden"]
     saved(two_products(seed=1), file, external=True)  # the .onnx file stays as it is, its weights change
     assert collect_histograms(file, TENSORS, feeds, state=state) == collect_histograms(file, TENSORS, feeds)
-    assert len(list(state.iterdir())) == 4
+    assert len(list(state.iterdir())) == 3
+
+
+def test_counts_serve_whoever_asks_for_some_of_their_tensors(feeds: ArrayFeeds, tmp_path: Path) -> None:
+    file = saved(two_products(), tmp_path / "graph.onnx")
+    state = tmp_path / "state"
+    some, rest = TENSORS[:2], TENSORS[2:]
+    whole = collect_histograms(file, TENSORS, feeds)
+    said: list[str] = []
+    assert collect_histograms(file, some, feeds, state=state) == {name: whole[name] for name in some}
+    feeds.asked.clear()
+    assert collect_histograms(file, TENSORS, feeds, state=state, notice=said.append) == whole
+    assert len(feeds.asked) == len(feeds), "one pass for what was not counted yet"
+    assert said == ["graph graph: 5 of 5 runs were counted before for 2 of 4 tensors"]
+    feeds.asked.clear()
+    assert collect_histograms(file, rest, feeds, state=state) == {name: whole[name] for name in rest}
+    assert collect_histograms(file, TENSORS, feeds, state=state) == whole, "nothing was forgotten"
+    assert feeds.asked == []
+    assert len(list(state.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
