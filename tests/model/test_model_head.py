@@ -95,3 +95,17 @@ def test_seen_flag_chooses_the_share_of_d() -> None:
     assert np.abs(as_seen - as_new).max() > 1e-2
     other = ours(sets, text, np.zeros(5), {**B, "alpha": 0.2}, 30.0)
     np.testing.assert_array_equal(other, as_new)  # α is of seen classes alone
+
+
+@pytest.mark.parametrize("shares", [B, L], ids=["b", "l"])
+def test_a_says_nothing_of_new_classes(shares: dict[str, float]) -> None:
+    """1 − β − γ is 0, or 5.6e-17 as floats have it; only A's background share is left."""
+    random = np.random.default_rng(3)
+    text = np.eye(6, 16)
+    sets = [random.normal(size=(8, 16)) for _ in range(3)]
+    other = [sets[0].copy(), *sets[1:]]
+    other[0][:, :5] = sets[0][:, [3, 4, 0, 1, 2]]  # other classes, the same background
+    new, seen = np.zeros(5), np.ones(5)
+    as_new = ours(sets, text, new, shares, 10.0)
+    np.testing.assert_allclose(ours(other, text, new, shares, 10.0), as_new, rtol=0, atol=1e-6)
+    assert np.abs(ours(other, text, seen, shares, 10.0) - ours(sets, text, seen, shares, 10.0)).max() > 1e-2
