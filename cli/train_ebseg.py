@@ -17,7 +17,7 @@ from .train_options import run_options, run_stage, set_threads
 @click.option(
     "--region",
     type=click.FloatRange(min=0),
-    default=5.0,
+    default=10.0,
     show_default=True,
     help="Weight of B's likeness to what CLIP says of the true masks; 0: the published losses alone.",
 )

@@ -1,6 +1,6 @@
 """glibc's allocator told to keep what a training step frees.
 
-A step allocates and frees the same hundreds of buffers of up to tens of megabytes. By default glibc gives the large ones
+A step allocates and frees the same hundreds of buffers of up to tens of megabytes. By default glibc gives large ones
 back to the kernel, which clears their pages anew at the next step.
 """
 
