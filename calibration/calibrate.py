@@ -56,6 +56,8 @@ class CalibrationConfig:
     observer: Observer = field(default_factory=MaxObserver)
     graphs: tuple[GraphName, ...] = SIZED_GRAPHS
     """Of SIZED_GRAPHS: of the others, the head is 0.1 % of the work and the text encoder sees no picture."""
+    sizes: tuple[Size, ...] | None = None
+    """Canvases; all of the bundle's by default."""
     precision: str | None = None
     """Which of the bundle's precisions is observed; its first by default."""
     tensors: ChooseTensors = product_inputs
@@ -88,20 +90,21 @@ def calibrate(
 
     Raises:
         CalibrationError: a graph is quantised already; else see collect_histograms.
-        BundleError: the bundle has not this precision.
+        BundleError: the bundle has not this precision, or not this canvas.
     """
     precision = bundle.precisions[0] if config.precision is None else config.precision
     for name in config.graphs:
         if name not in SIZED_GRAPHS:
             raise CalibrationError(f"graph {name}: is not calibrated", cure=f"choose from {', '.join(SIZED_GRAPHS)}")
     found = []
-    for size in bundle.sizes:
+    sizes = bundle.sizes if config.sizes is None else config.sizes
+    for size in sizes:
         on_canvas = PictureFeeds(pictures, size, batch=bundle.manifest.batch)
         for name in config.graphs:
             record = bundle.graph(name, size, precision)
             if record.compute is not None and record.compute.quantised:
                 raise CalibrationError(f"graph {name}: is {record.precision} already", cure="give the FP32 bundle")
-            label = name if len(bundle.sizes) == 1 else f"{name} {size}"
+            label = name if len(sizes) == 1 else f"{name} {size}"
             observation = _Observation(
                 bundle=bundle, record=record, label=label, pictures=pictures, config=config, notice=notice
             )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..calibration.ranges import Ranges
     from ..calibration.sensitivity import SensitivityReport
     from ..calibration.survey import SurveyedPictures
-    from ..contract import QuantisedType
+    from ..contract import QuantisedType, Size
     from ..export.precision.recipes import Recipe
     from ..runtime.bundle import Bundle
     from ..runtime.vocabulary_build import Source
@@ -67,7 +67,7 @@ def command(
     from ..calibration.observers import observer_named
     from ..calibration.ranges import read_ranges
     from ..calibration.sensitivity import measure_sensitivity
-    from ..contract import Size
+    from ..contract import CLIP_IMAGE_ENCODER, Size
     from ..export.precision.derive import check_source
     from ..export.precision.recipes import EVERY_PRODUCT
     from ..runtime.bundle import Bundle
@@ -80,6 +80,8 @@ def command(
         prepare_output_folder(output)
     source = Bundle.open(bundle)
     check_source(source)
+    canvas = source.sizes[0] if size is None else Size(height=size[0], width=size[1])
+    source.graph(CLIP_IMAGE_ENCODER, canvas)  # refuses a canvas that is not there, before the pictures are looked at
     pictures = survey_pictures(images, limit, data=data)
     background: tuple[str, ...] = ()
     if isinstance(pictures.source, EmojiScenePictures):
@@ -91,7 +93,7 @@ def command(
         ranges = read_ranges(ranges_file)
     else:
         others = pictures if calibrate_on is None else survey_pictures(calibrate_on, limit, data=data)
-        ranges = _calibrated(source, others, recipe, rule, threads)
+        ranges = _calibrated(source, others, recipe, rule, canvas, threads)
     with Segmenter.load(source, "onnxruntime", threads=threads) as segmenter:
         vocabulary = segmenter.vocabulary(words, warn=lambda line: None)
     with step_progress("sensitivity", remaining=True) as report:
@@ -102,7 +104,7 @@ def command(
             pictures,
             vocabulary,
             background=background,
-            size=None if size is None else Size(height=size[0], width=size[1]),
+            size=canvas,
             threads=threads,
             progress=report,
         )
@@ -123,8 +125,9 @@ def _scene_words() -> tuple[Source, tuple[str, ...]]:
 
 
 def _calibrated(
-    bundle: Bundle, pictures: SurveyedPictures, recipe: Recipe, observer: Observer, threads: int | None
+    bundle: Bundle, pictures: SurveyedPictures, recipe: Recipe, observer: Observer, canvas: Size, threads: int | None
 ) -> Ranges:
+    """Ranges of one canvas: the others are not judged."""
     from ..calibration.calibrate import CalibrationConfig, calibrate
     from ..calibration.quantize_bundle import tensors_to_observe
     from ..runtime.cache import cache_folder
@@ -132,6 +135,7 @@ def _calibrated(
     config = CalibrationConfig(
         observer=observer,
         tensors=tensors_to_observe(recipe),
+        sizes=(canvas,),
         cache=cache_folder("calibration"),
         threads=threads,
     )

@@ -136,6 +136,8 @@ def test_every_canvas_has_its_own_ranges(tiny_bundle: Path, pictures: SurveyedPi
     assert [str(each.size) for each in ranges.graphs] == ["64x64", "64x96"]
     with pytest.raises(CalibrationError, match="none of graph adab_decoder for canvas 64x64"):
         ranges.of(ADAB_DECODER, SQUARE)
+    one = CalibrationConfig(graphs=(SAM_IMAGE_ENCODER,), sizes=(Size(height=64, width=96),))
+    assert calibrate(Bundle.open(tiny_bundle), pictures, one).graphs == ranges.graphs[1:]
 
 
 def test_a_batch_is_filled_up_with_the_first_pictures(pictures: SurveyedPictures) -> None:

@@ -173,6 +173,25 @@ def test_command_line(tiny_nano: Bundle, patchwork: Path, tmp_path: Path) -> Non
     assert (output / "sensitivity.md").read_text().startswith(f"{tiny_nano.source}: int8-all in one place")
 
 
+def test_only_the_canvas_that_is_judged_is_calibrated(
+    tiny_bundle: Path, patchwork: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[CalibrationConfig] = []
+
+    def note(bundle: Bundle, pictures: SurveyedPictures, config: CalibrationConfig, **more: object) -> Ranges:
+        asked.append(config)
+        raise CalibrationError("enough", cure="none")
+
+    monkeypatch.setattr("ebseg_deploy.calibration.calibrate.calibrate", note)
+    words = ["sensitivity", str(tiny_bundle), "--images", str(patchwork), "--classes", "cat, road"]
+    for size in ([], ["--size", "64x96"]):
+        assert "enough" in CliRunner().invoke(ebseg, [*words, *size]).stderr
+    assert [config.sizes and list(map(str, config.sizes)) for config in asked] == [["64x64"], ["64x96"]]
+    outcome = CliRunner().invoke(ebseg, [*words, "--size", "32x32"])
+    assert "no canvas 32x32; choose from 64x64, 64x96" in outcome.stderr
+    assert len(asked) == 2
+
+
 def test_a_folder_named_like_the_scenes_is_a_folder(
     tiny_nano: Bundle, patchwork: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
