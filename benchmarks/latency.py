@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -164,7 +165,8 @@ def measure_latency(
         overlap=config.overlap,
         sentinel=config.sentinel,
     )
-    with load(backend=inner if as_one else backend) as segmenter:
+    with ExitStack() as opened:
+        segmenter = opened.enter_context(load(backend=inner if as_one else backend))
         start = time.perf_counter()
         segmenter.warm_up(canvas)
         load_ms = (time.perf_counter() - start) * 1000
@@ -182,7 +184,7 @@ def measure_latency(
         backend.keep_inputs = True
         if as_one:
             segmenter.close()  # else their memory is taken twice
-            segmenter = load(backend=backend)
+            segmenter = opened.enter_context(load(backend=backend))
         place = choose_canvas(picture.shape[0], picture.shape[1], (canvas,))
         prediction = segmenter.predict([picture], [place], vocabulary)
         label_map_ms = []
@@ -198,7 +200,6 @@ def measure_latency(
             )
             label_map_ms.append((time.perf_counter() - start) * 1000)
             report(runs + i + 1, total)
-        segmenter.close()
     graphs = _graphs_alone(bundle, config, canvas, backend.kept_inputs, lambda done: report(2 * runs + done, total))
     return LatencyReport(
         bundle=str(bundle.source),

@@ -33,3 +33,23 @@ def test_the_whole_way_is_timed_without_a_copy_between_engines(
     names = [each.name for each in device.operations[marks[3] : marks[4]]]
     assert names == ["copy_to_device"] * 2 + ["graph", "copy_to_device", "label_map_u8"] + ["copy_to_host"] * 2
     assert trt.live_contexts == 0
+
+
+@pytest.mark.parametrize("fails", ["the whole way", "graph by graph"])
+def test_an_error_leaves_nothing_open(
+    engine_bundle: Path, labelling_device: RecordingDevice, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    device = labelling_device
+    trt = FakeTensorRt(device)
+    monkeypatch.setattr(tensorrt_backend, "CudaPythonDevice", lambda: device)
+    monkeypatch.setattr(tensorrt_backend, "load_tensorrt", lambda target: trt)
+    config = LatencyConfig(repeats=2, warmup=1, backend="tensorrt-rtx", classes_count=5, sentinel=False)
+    last = {"the whole way": 2, "graph by graph": 5}[fails]
+
+    def stop(done: int, total: int) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(Bundle.open(engine_bundle), config, progress=stop)
+    assert trt.live_contexts == 0
