@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from .backends.tensorrt_backend import TensorRtBackend
 from .bundle import Bundle
 from .canvas import Placement, Resize, choose_canvas, place_picture
 from .engine_pipeline import EnginePipeline
-from .label_map import label_map, score_maps
+from .label_map import Labels, label_map, score_maps
 from .palette import class_colours
 from .picture import MAX_PICTURE_PIXELS, RGB, PictureSource, read_picture
 from .pipeline import Pipeline, Prediction
@@ -211,7 +212,9 @@ class Segmenter:
                     continue
                 prediction = self.predict(*inputs)
                 for row, i in enumerate(chunk):
-                    results[i] = self._segmentation(pictures[i], places[i], prediction, row, words, output_size, scored)
+                    results[i] = self._label_on_host(
+                        pictures[i], places[i], prediction, row, words, output_size, scored
+                    )
         return [results[i] for i in range(len(pictures))]
 
     def predict(self, pictures: Sequence[RGB], places: Sequence[Placement], vocabulary: Vocabulary) -> Prediction:
@@ -294,16 +297,7 @@ class Segmenter:
             *self._batch_inputs(pictures, places, words), list(zip(valid, sizes, strict=True))
         )
         return [
-            Segmentation(
-                labels=labels,
-                names=words.names,
-                palette=class_colours(len(words)),
-                picture=picture,
-                canvas=place.canvas,
-                valid_size=place.valid_size,
-                scores=None,
-                scored=(),
-            )
+            _segmentation(labels, picture, place, words)
             for labels, picture, place in zip(found, pictures, places, strict=True)
         ]
 
@@ -323,7 +317,7 @@ class Segmenter:
         words.check_encoder(self.bundle.manifest.text.encoder_sha256, model=self.bundle.model.name)
         return words
 
-    def _segmentation(
+    def _label_on_host(
         self,
         picture: RGB,
         place: Placement,
@@ -341,16 +335,23 @@ class Segmenter:
             place.valid_size,
             (int(size[0]), int(size[1])),
         )
-        return Segmentation(
-            labels=label_map(*arguments, threads=self.threads),
-            names=words.names,
-            palette=class_colours(len(words)),
-            picture=picture,
-            canvas=place.canvas,
-            valid_size=place.valid_size,
-            scores=score_maps(*arguments, classes=scored, threads=self.threads) if scored else None,
-            scored=tuple(words.names[i] for i in scored),
-        )
+        found = _segmentation(label_map(*arguments, threads=self.threads), picture, place, words)
+        if not scored:
+            return found
+        scores = score_maps(*arguments, classes=scored, threads=self.threads)
+        return replace(found, scores=scores, scored=tuple(words.names[i] for i in scored))
+
+
+def _segmentation(labels: Labels, picture: RGB, place: Placement, words: Vocabulary) -> Segmentation:
+    """Without scores."""
+    return Segmentation(
+        labels=labels,
+        names=words.names,
+        palette=class_colours(len(words)),
+        picture=picture,
+        canvas=place.canvas,
+        valid_size=place.valid_size,
+    )
 
 
 def _scored_classes(scores: bool | Sequence[str], words: Vocabulary) -> list[int]:
