@@ -153,7 +153,9 @@ def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Cal
     log_path = path.with_suffix(".build.log")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial_log = path.with_name(f".{log_path.name}.{os.getpid()}.partial")
-    _check_room(plan, planned, request)
+    if request.preflight:
+        check_memory(plan, planned)
+    _check_disk(plan, planned)
     try:
         try:
             if planned.graph == MERGED:
@@ -217,19 +219,30 @@ def _timing_cache(plan: Plan, request: BuildRequest) -> str | None:
     return str(request.timing_cache or plan.folder / TIMING_CACHE)
 
 
-def _check_room(plan: Plan, planned: PlannedEngine, request: BuildRequest) -> None:
-    """Memory and disk, before minutes of work."""
+def check_memory(plan: Plan, planned: PlannedEngine) -> None:
+    """Before minutes of work: room for the builder, or to hold a merged graph against its parts.
+
+    Raises:
+        ExportError: there is too little.
+    """
     import psutil
 
-    weights = sum(plan.bundle.manifest.files[file].bytes for file in planned.source)
     factor = BYTES_PER_MERGED_WEIGHT_BYTE if planned.graph == MERGED else BYTES_PER_WEIGHT_BYTE
-    needed = PROCESS_BYTES + factor * weights
+    needed = PROCESS_BYTES + factor * _weights_bytes(plan, planned)
     available = psutil.virtual_memory().available
-    if request.preflight and available < needed:
+    if available < needed:
         raise ExportError(
             f"engine {planned.label}: {available / 1e9:.1f} GB of memory available, about {needed / 1e9:.1f} GB needed",
             cure="close other programs, build on a larger machine, or give --no-preflight",
         )
+
+
+def _weights_bytes(plan: Plan, planned: PlannedEngine) -> int:
+    return sum(plan.bundle.manifest.files[file].bytes for file in planned.source)
+
+
+def _check_disk(plan: Plan, planned: PlannedEngine) -> None:
+    weights = _weights_bytes(plan, planned)
     free, wanted = shutil.disk_usage(plan.folder).free, int(1.1 * weights) + (32 << 20)
     if free < wanted:
         raise ExportError(

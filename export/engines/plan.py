@@ -159,13 +159,12 @@ def plan_build(request: BuildRequest, *, capabilities: Sequence[str] | None = No
             keep_fp32=request.keep_fp32,
             static_memory=target.static_memory,
         )
-        files = [file for record in records for file in (record.file, record.weights) if file]
         planned = PlannedEngine(
             graph=graph,
             size=size,
             records=records,
             spec=spec,
-            source={file: bundle.manifest.files[file].sha256 for file in files},
+            source={file: digest for record in records for file, digest in bundle.graph_hashes(record).items()},
             settings=settings,
             name=plan_name(graph, size),
             precision=precision,

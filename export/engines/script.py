@@ -15,7 +15,7 @@ from ... import __version__
 from ...contract import ENGINE_SCHEMA_VERSION, ENGINES_FOLDER, MERGED
 from ...errors import InputError
 from . import standalone
-from .build import TIMING_CACHE
+from .build import TIMING_CACHE, check_memory
 from .plan import BuildRequest, Plan, PlannedEngine, plan_build
 
 README = """\
@@ -52,6 +52,7 @@ def write_script(request: BuildRequest, output: Path) -> Path:
     Raises:
         InputError: the folder exists or cannot be written, or the target needs no script.
         BundleError: see plan_build.
+        ExportError: a merged graph could not be made, or there is too little memory to check it.
     """
     if request.target != "tensorrt":
         raise InputError(
@@ -66,6 +67,9 @@ def write_script(request: BuildRequest, output: Path) -> Path:
     if os.path.exists(output):
         raise InputError(f"--script: {output} exists", cure="give another -o")
     plan = plan_build(dataclasses.replace(request, output=output))
+    for engine in plan.engines if request.preflight else ():
+        if engine.graph == MERGED:  # held against its parts here; the others are only copied
+            check_memory(plan, engine)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ebseg_deploy.export.engines import build as build_module
 from ebseg_deploy.export.engines.build import Engine, build_engines
 from ebseg_deploy.export.engines.census import take_census
 from ebseg_deploy.export.engines.plan import BuildRequest
+from ebseg_deploy.export.engines.script import write_script
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.engine_file import check_engine, rebuild_command
 from onnx import TensorProto, helper
@@ -193,6 +195,18 @@ def test_too_little_memory_or_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(build_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     with pytest.raises(ExportError, match=r"0\.00 GB free in .*, 0\.03 GB needed"):
         build(bundle, preflight=False, graphs=("sam_image_encoder",))
+
+
+def test_too_little_memory_to_check_the_merged_graph_of_a_script(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 << 20))
+    request = BuildRequest(bundle=bundle, target="tensorrt", merged=True)
+    with pytest.raises(ExportError, match=r"engine merged 64x64: 0\.1 GB of memory available.*--no-preflight"):
+        write_script(request, tmp_path / "device")
+    assert not (tmp_path / "device").exists()
+    write_script(dataclasses.replace(request, preflight=False), tmp_path / "device")
+    write_script(dataclasses.replace(request, merged=False), tmp_path / "copies")  # nothing is run
 
 
 def test_an_output_folder_that_is_a_file(bundle: Path, tmp_path: Path) -> None:
