@@ -124,12 +124,16 @@ def list_(bundle: Path | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("source")
+@click.argument("bundle", required=False, type=VOCABULARY)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, on stdout.")
-def show(source: str, as_json: bool) -> None:
+def show(source: str, bundle: Path | None, as_json: bool) -> None:
     """Show a vocabulary's or a benchmark's classes.
 
     SOURCE is a vocabulary, a class file (text or JSON) or a benchmark's name. The classes that --json
     gives can be saved as a class file, changed and built again.
+
+    A vocabulary knows which of its classes were seen in training; of a class file's and a benchmark's that is
+    BUNDLE's to say, and without one, COCO-Stuff is taken.
     """
     from ..runtime.vocabulary import Vocabulary
     from ..runtime.vocabulary_build import is_seen_class, resolve_source
@@ -137,8 +141,11 @@ def show(source: str, as_json: bool) -> None:
 
     found = resolve_source(source)
     entries = _entries_of(found) if isinstance(found, Vocabulary) else found
+    taught = None if bundle is None else _training_names(bundle)
+    seen = [is_seen_class(entry, taught) for entry in entries]
     classes = [
-        {"name": entry.name, "synonyms": list(entry.synonyms), "seen": is_seen_class(entry)} for entry in entries
+        {"name": entry.name, "synonyms": list(entry.synonyms), "seen": flag}
+        for entry, flag in zip(entries, seen, strict=True)
     ]
     origin: dict[str, Any] = {}
     if isinstance(found, Vocabulary):
@@ -148,14 +155,14 @@ def show(source: str, as_json: bool) -> None:
         return
     facts: list[tuple[str, object]] = [
         ("classes", len(classes)),
-        ("seen in training", sum(map(is_seen_class, entries))),
+        ("seen in training", sum(seen)),
     ]
     if isinstance(found, Vocabulary):
         facts += [("model", found.model), ("text encoder", found.encoder_sha256), ("templates", len(found.templates))]
     print_facts(source, facts)
     rows = [
-        (label, entry.name, ", ".join(entry.synonyms), "seen" if is_seen_class(entry) else "new")
-        for label, entry in enumerate(entries)
+        (label, entry.name, ", ".join(entry.synonyms), "seen" if flag else "new")
+        for label, (entry, flag) in enumerate(zip(entries, seen, strict=True))
     ]
     print_table("Classes", ("label", "name", "synonyms", ""), rows)
 

@@ -191,6 +191,11 @@ def test_a_bundle_says_what_it_has_seen(run: Run, tiny_bundle: Path, tiny_bundle
     listed = json.loads(run("list", own, "--json").stdout)["benchmarks"]
     assert {each["name"]: each["seen"] for each in listed}["voc-20"] == 0
     assert {each["name"]: each["seen"] for each in listed}["ade20k-150"] == 1  # road, route
+    Path("words.txt").write_text("owl\nperson\n")
+    for words, flags in ((["words.txt"], [False, True]), (["words.txt", own], [True, False])):
+        shown = json.loads(run("show", *words, "--json").stdout)["classes"]
+        assert [each["seen"] for each in shown] == flags
+    assert "0 owl seen" in " ".join(run("show", "words.txt", own).stdout.split())
     # A flag that was given still holds.
     assert run("build", own, "--classes", "owl", "--new", "owl", "-o", "v.safetensors").exit_code == 0
     assert not Vocabulary.load("v.safetensors").seen.any()
