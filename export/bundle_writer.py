@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import importlib.metadata
 import os
 import platform
@@ -41,7 +40,7 @@ from ..model.text import text_identity
 from ..model.training_names import training_names
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import ClipTokenizer
-from .bundle_files import Progress, file_records
+from .bundle_files import Progress, file_records, time_of_writing
 from .check import check_graph, sampled
 from .graphs import ExportableGraph, exportable_graphs
 from .output_folder import whole_folder
@@ -242,16 +241,10 @@ def _head_of(graph: ExportableGraph, tensors: Mapping[str, Array]) -> dict[str, 
 
 def _versions() -> dict[str, str]:
     """Versions and time; SOURCE_DATE_EPOCH sets the time for reproducible bundles."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = (
-        datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
-        if epoch
-        else datetime.datetime.now(datetime.timezone.utc)
-    )
     packages = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "segment-anything")
     installed = {name: _installed(name) for name in packages}
     return {
-        "created": now.isoformat(timespec="seconds"),
+        "created": time_of_writing(),
         "ebseg-deploy": __version__,
         "python": platform.python_version(),
         **{name: version for name, version in installed.items() if version is not None},

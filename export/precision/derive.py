@@ -8,7 +8,6 @@ give for the reference pictures is kept too, for the sentinel of a GPU.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from ... import __version__
 from ...contract import GRAPH_NAMES, MANIFEST_NAME, ComputeRecord, GraphName, GraphRecord, manifest_bytes
 from ...errors import InputError
 from ...runtime.bundle import DERIVED_FROM_SEAL, Bundle
-from ..bundle_files import Progress, file_records
+from ..bundle_files import Progress, file_records, time_of_writing
 from ..output_folder import whole_folder
 from ..weights import WeightsFile
 from .check import DerivedCheck
@@ -227,15 +226,9 @@ def _needed_bytes(bundle: Bundle, recipe: Recipe) -> int:
 
 
 def _provenance(bundle: Bundle, recipe: Recipe, config: DeriveConfig) -> dict[str, str]:
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = (
-        datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
-        if epoch
-        else datetime.datetime.now(datetime.timezone.utc)
-    )
     return {
         "recipe": recipe.name,
-        "derived": now.isoformat(timespec="seconds"),
+        "derived": time_of_writing(),
         "derived_from": bundle.source.name,
         DERIVED_FROM_SEAL: bundle.manifest.seal,
         **config.provenance,

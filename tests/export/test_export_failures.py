@@ -165,6 +165,10 @@ def test_progress_counts_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_time_can_be_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert bundle_writer._versions()["created"] == "1970-01-01T00:00:00+00:00"
+    for wrong in ("today", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        with pytest.raises(InputError, match=f"SOURCE_DATE_EPOCH is '{wrong}'; give whole seconds since 1970"):
+            bundle_writer._versions()
 
 
 class TestRequests:
