@@ -6,18 +6,15 @@ import contextlib
 import glob
 import hashlib
 import os
-import platform
-import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ExportError
+from .owner_mark import is_abandoned, owner_mark
 
-STALE_SECONDS = 24 * 3600
-"""A partial folder of another machine or container is left alone for as long; whether its run lives cannot be seen."""
-_NAME_LETTERS = 100
+_NAME_BYTES = 100
+"""Of the target's name in the names beside it: with what follows they stay below the 255 that file systems take."""
 
 
 @contextlib.contextmanager
@@ -32,7 +29,7 @@ def whole_folder(target: Path, *, overwrite: bool, needed_bytes: int) -> Iterato
         ExportError: the target exists and `overwrite` is False, cannot be written, or the disk is too small.
     """
     target = Path(os.path.abspath(target))
-    own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    own = owner_mark()
     partial, previous = _beside(target, "partial", own), _beside(target, "previous", own)
     try:
         _clear_leftovers(target)
@@ -69,35 +66,22 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _beside(target: Path, kind: str, own: str) -> Path:
-    return target.with_name(f".{target.name[:_NAME_LETTERS]}.{kind}-{own}")
+    return target.with_name(f".{_short(target.name)}.{kind}-{own}")
 
 
-def _machine() -> str:
-    """Tells machines and containers apart that share a disk: process ids count in each of them by themselves."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+def _short(name: str) -> str:
+    """A target's name, or of a long one its start and its hash: another target gives another."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _NAME_BYTES else f"{name[:20]}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def _clear_leftovers(target: Path) -> None:
     """Remove what killed runs left, and put back what one of them had moved away last."""
-    name = f".{target.name[:_NAME_LETTERS]}."
+    name = f".{_short(target.name)}."
     for kind in ("previous", "partial"):
         for path in sorted(target.parent.glob(f"{glob.escape(name + kind)}-*")):
-            if not _abandoned(path, path.name.removeprefix(f"{name}{kind}-")):
+            if not is_abandoned(path, path.name.removeprefix(f"{name}{kind}-")):
                 continue
             if kind == "previous" and not os.path.exists(target):
                 path.rename(target)
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _abandoned(path: Path, owner: str) -> bool:
-    """Whether no run works on a folder any more."""
-    machine, _, rest = owner.partition("-")
-    process = rest.partition("-")[0]
-    if machine == _machine() and process.isdecimal():
-        import psutil
-
-        return not psutil.pid_exists(int(process))
-    try:
-        return time.time() - path.stat().st_mtime > STALE_SECONDS
-    except OSError:  # gone meanwhile
-        return False

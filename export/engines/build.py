@@ -22,6 +22,7 @@ from ...errors import BackendError, EbsegError, ExportError, InputError
 from ...runtime.atomic_write import write_atomically
 from ...runtime.engine_file import check_engine, host_platform, sidecar_path
 from ...runtime.hashing import file_sha256
+from ..owner_mark import is_abandoned, owner_mark
 from .census import check_engine_promise
 from .job import BuildJob, Built
 from .layer_report import read_layers, read_memory
@@ -115,16 +116,11 @@ def installed_version(target: Target) -> str:
 
 def _prepare(folder: Path) -> None:
     """Make the folder, and clear what killed builds left in it."""
-    import psutil
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        leftovers = list(folder.glob(".*.partial"))
-        alive = {str(process) for process in psutil.pids()} if leftovers else set()
-        for path in leftovers:
-            if path.name.split(".")[-2] in alive:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in list(folder.glob(".*.partial")):
+            if is_abandoned(path, path.name.split(".")[-2]):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         raise InputError(
             f"output folder {folder}: {error.strerror}", cure="choose another folder with -o, or change its rights"
@@ -151,8 +147,9 @@ def _kept(plan: Plan, planned: PlannedEngine, version: str) -> Engine | None:
 def _build(plan: Plan, planned: PlannedEngine, request: BuildRequest, watch: Callable[[float, str], None]) -> Engine:
     path = plan.folder / planned.name
     log_path = path.with_suffix(".build.log")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial_log = path.with_name(f".{log_path.name}.{os.getpid()}.partial")
+    mark = owner_mark()
+    partial = path.with_name(f".{path.name}.{mark}.partial")
+    partial_log = path.with_name(f".{log_path.name}.{mark}.partial")
     if request.preflight:
         check_memory(plan, planned)
     _check_disk(plan, planned)
@@ -204,7 +201,7 @@ def _graph_file(plan: Plan, planned: PlannedEngine) -> Iterator[Path]:
     from ..merge import write_merged
 
     assert planned.size is not None
-    folder = plan.folder / f".{planned.name}.graph.{os.getpid()}.partial"
+    folder = plan.folder / f".{planned.name}.graph.{owner_mark()}.partial"
     try:
         write_merged(plan.bundle, planned.size, plan.precision, folder / f"{MERGED}.{planned.size}.onnx")
         yield folder / f"{MERGED}.{planned.size}.onnx"

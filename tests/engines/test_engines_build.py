@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from ebseg_deploy.export.engines.build import Engine, build_engines
 from ebseg_deploy.export.engines.census import take_census
 from ebseg_deploy.export.engines.plan import BuildRequest
 from ebseg_deploy.export.engines.script import write_script
+from ebseg_deploy.export.owner_mark import STALE_SECONDS, owner_mark
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.engine_file import check_engine, rebuild_command
 from onnx import TensorProto, helper
@@ -148,10 +151,16 @@ def test_what_is_there_is_kept_until_something_changes(bundle: Path) -> None:
 def test_leftovers_of_a_killed_build_go(bundle: Path) -> None:
     folder = bundle / "engines/tensorrt-rtx/fp16"
     folder.mkdir(parents=True)
-    (folder / ".text_encoder.plan.99999999.partial").write_bytes(b"half")
-    (folder / ".text_encoder.plan.1.partial").write_bytes(b"of a process that is alive")
+    machine = owner_mark().partition("-")[0]
+    killed, alive, elsewhere, old = (
+        f".text_encoder.plan.{mark}.partial"
+        for mark in (f"{machine}-99999999-0", f"{machine}-1-0", "0badcafe-99999999-0", "0badcafe-1-0")
+    )
+    for name in (killed, alive, elsewhere, old):
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / old, (time.time() - 2 * STALE_SECONDS,) * 2)
     build(bundle, graphs=("text_encoder",))
-    assert {name for name in files(folder) if name.startswith(".")} == {".text_encoder.plan.1.partial"}
+    assert {name for name in files(folder) if name.startswith(".")} == {alive, elsewhere}
 
 
 def test_what_the_target_cannot_do_is_said_before_anything_is_built(bundle: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ebseg_deploy.errors import ExportError
 from ebseg_deploy.export import output_folder
 from ebseg_deploy.export.output_folder import whole_folder
+from ebseg_deploy.export.owner_mark import STALE_SECONDS
 
 
 def bundle_at(path: Path, content: str = "old") -> Path:
@@ -92,6 +93,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from ebseg_deploy.export.output_folder import whole_folder
+from ebseg_deploy.export.owner_mark import STALE_SECONDS
 
 if sys.argv[2] == "moved":
     rename = Path.rename
@@ -155,7 +157,27 @@ def test_two_runs_that_overwrite(tmp_path: Path) -> None:
     assert names(tmp_path) == ["b.ebseg"]
 
 
-@pytest.mark.parametrize(("age", "left"), [(60, True), (2 * output_folder.STALE_SECONDS, False)])
+def test_names_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    first, second = (tmp_path / ("b" * 150 + end) for end in ("-first.ebseg", "-second.ebseg"))
+    bundle_at(second)
+    killed(second, "moved")
+    assert not second.exists()
+    fill(first)
+    assert (first / "bundle.json").read_text() == "new"
+    with pytest.raises(ExportError, match=r"second\.ebseg exists"):
+        fill(second)  # what was moved away came back to its own name
+    assert names(tmp_path) == [first.name, second.name]
+    assert (second / "bundle.json").read_text() == "old"
+
+
+def test_a_name_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    for letter in ("b", "\N{SNOWMAN}"):
+        target = tmp_path / (letter * (250 // len(letter.encode())))
+        fill(target)
+        assert (target / "bundle.json").read_text() == "new"
+
+
+@pytest.mark.parametrize(("age", "left"), [(60, True), (2 * STALE_SECONDS, False)])
 def test_another_machines_partial_folder_is_cleared_when_it_is_old(tmp_path: Path, age: float, left: bool) -> None:
     partial = bundle_at(tmp_path / f".b.ebseg.partial-0badcafe-{os.getpid()}-1")
     os.utime(partial, (time.time() - age,) * 2)
