@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..contract import GRAPH_NAMES, GraphName, Record, ReferenceRecord, Size
 from ..errors import BackendError
 from .atomic_write import write_atomically
-from .backends import Backend, LoadedGraph, OpenGraph
+from .backends import Backend, OpenGraph
 from .bundle import Bundle
 from .cache import cache_folder
 from .gpu_host import GpuHost
@@ -95,12 +95,9 @@ class Sentinel:
                 f"bundle {self._bundle.source}: no references, so this GPU's numbers go unchecked", stacklevel=2
             )
             return
-        loaded = {graph: self._backend.loaded(each) for graph, each in graphs.items()}
-        tf32 = any(each.tf32 for each in loaded.values())
+        tf32 = any(self._backend.loaded(each).tf32 for each in graphs.values())
         limits = self._limits(reference, graphs, tf32)
-        facts = self._facts(size, loaded, limits)
-        name = hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
-        if self._remembered(name, facts):
+        if self._remembered(self._facts(size, graphs, limits)):
             return
         tensors = read_reference(self._bundle, reference)
         found = run(_inputs(tensors, graphs))
@@ -113,7 +110,7 @@ class Sentinel:
             if not outcome.passed:
                 raise self._refusal(outcome)
         if len(outcomes) == sum(len(graph.spec.outputs) for graph in graphs.values()):
-            self._remember(name, facts, outcomes)
+            self._remember(self._facts(size, graphs, limits), outcomes)  # anew: some engines are built by a first run
 
     def _reference(self, size: Size | None) -> ReferenceRecord | None:
         """What these graphs themselves gave elsewhere, if the bundle has it, else what PyTorch gave."""
@@ -141,9 +138,10 @@ class Sentinel:
     def _facts(
         self,
         size: Size | None,
-        loaded: Mapping[GraphName, LoadedGraph],
+        graphs: Mapping[GraphName, OpenGraph],
         limits: Mapping[tuple[GraphName, str], float],
     ) -> dict[str, str]:
+        """All that a pass depends on."""
         host = self._host
         return {
             "format": str(FORMAT),
@@ -155,26 +153,26 @@ class Sentinel:
             "gpu": f"{host.gpu}, compute capability {host.compute_capability}",
             "driver": host.driver,
             "allowed": " ".join(map(str, limits.values())),
-            **{f"plan of {name}": each.sha256 for name, each in loaded.items()},
+            **{f"plan of {name}": self._backend.loaded(each).sha256 for name, each in graphs.items()},
         }
 
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{name}.json"
+    def _file(self, facts: dict[str, str]) -> Path:
+        return self._folder / f"{hashlib.sha256(msgspec.json.encode(facts, order='sorted')).hexdigest()}.json"
 
-    def _remembered(self, name: str, facts: dict[str, str]) -> bool:
+    def _remembered(self, facts: dict[str, str]) -> bool:
         """Whether a pass is on disk. One that cannot be read, or says something else, is none."""
         try:
-            kept = msgspec.json.decode(self._file(name).read_bytes(), type=SentinelPass)
+            kept = msgspec.json.decode(self._file(facts).read_bytes(), type=SentinelPass)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return False
         return kept.facts == facts and kept.outputs > 0 and kept.worst <= 1
 
-    def _remember(self, name: str, facts: dict[str, str], outcomes: list[VerifiedOutput]) -> None:
+    def _remember(self, facts: dict[str, str], outcomes: list[VerifiedOutput]) -> None:
         worst = max((each.relative / each.tolerance for each in outcomes), default=0.0)
         kept = SentinelPass(facts=facts, outputs=len(outcomes), worst=worst)
         with contextlib.suppress(OSError):  # a cache that cannot be written to: checked again next time
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file(name), msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+            write_atomically(self._file(facts), msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
 
     def _refusal(self, outcome: VerifiedOutput) -> BackendError:
         record = self._bundle.graph(outcome.graph, outcome.size, self._precision)

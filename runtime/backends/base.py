@@ -46,7 +46,8 @@ class LoadedGraph:
     """What an engine really loaded for a graph, where that is more than the bundle's file."""
 
     sha256: str = ""
-    """Of a plan; empty when the bundle's own file was loaded, which the bundle's seal covers."""
+    """Of a plan, or of what tells the engines in a provider's cache folder from others; empty when the bundle's own
+    file was loaded, which the bundle's seal covers."""
     tf32: bool = False
     """Whether FP32 products are computed in TF32."""
 

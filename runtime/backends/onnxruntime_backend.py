@@ -21,6 +21,7 @@ from .onnxruntime_providers import (
     Options,
     computes_in_tf32,
     engine_cache_folder,
+    kept_engines_hash,
     provider_options,
     settings_text,
 )
@@ -92,6 +93,8 @@ class OnnxRuntimeBackend(Backend):
         """ONNX Runtime's name and number of where tensors lie."""
         self._hashes: dict[Path, str] = {}
         """Of a bundle's graph files and their weights."""
+        self._used_options: dict[Path, Options] = {}
+        """Of the provider, for the graphs that were opened."""
 
     def _open_impl(self, file: Path, name: str, spec: GraphSpec | None) -> tuple[Any, GraphSpec]:
         if not file.is_file():
@@ -142,7 +145,8 @@ class OnnxRuntimeBackend(Backend):
 
     def loaded(self, graph: OpenGraph) -> LoadedGraph:
         self._check_open(graph)
-        return LoadedGraph(tf32=computes_in_tf32(self.provider, self.options))
+        engines = kept_engines_hash(self._used_options[graph.file])
+        return LoadedGraph(sha256=engines, tf32=computes_in_tf32(self.provider, self.options))
 
     def _fall_backs(self) -> list[str]:
         """The provider and those it may give nodes to, as far as this ONNX Runtime has them."""
@@ -158,6 +162,7 @@ class OnnxRuntimeBackend(Backend):
             mark_used(engines)
             trim_folder(engines.parent, limit_bytes=LARGEST_KIND_BYTES, keep=engines)
         options = provider_options(self.provider, self.options, engine_cache=engines)
+        self._used_options[file] = options[0]
         kept = self._fall_backs()
         return [each for name, each in zip(FALL_BACKS[self.provider], options, strict=True) if name in kept]
 

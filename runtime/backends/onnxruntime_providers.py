@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,3 +108,27 @@ def engine_cache_folder(graph_sha256: str, host: GpuHost, given: Options) -> Pat
     """
     key = [graph_sha256, str(host), host.gpu, settings_text(given)]
     return cache_folder("onnxruntime-engines") / hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
+
+
+def kept_engines_hash(options: Options) -> str:
+    """What tells the engines in a provider's cache folder from those that it would build in their place.
+
+    TensorRT chooses kernels by time: two builds of one graph may compute otherwise. Names, sizes and times of the files
+    do without reading a gigabyte of engines.
+
+    Args:
+        options: as `provider_options` gives them for the provider.
+
+    Returns:
+        A sha256; empty when no engine is kept.
+    """
+    if options.get("trt_engine_cache_enable", "0").lower() not in ("1", "true") or not (
+        folder := options.get("trt_engine_cache_path")
+    ):
+        return ""
+    lines = []
+    for path in sorted(Path(folder).glob("*")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found = path.stat()
+            lines.append(f"{path.name} {found.st_size} {found.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""

@@ -256,6 +256,48 @@ class TestGpuBuild:
         half = ",trt_fp16_enable=1"
         assert [passes(options) for options in ("", "", half, half, "")] == [1, 1, 2, 2, 2]
 
+    @pytest.mark.parametrize("own_folder", [True, False])
+    def test_a_pass_holds_for_the_same_engines_alone(
+        self,
+        gpu_build: GpuBuild,
+        tiny_bundle_copy: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        own_folder: bool,
+    ) -> None:
+        real, engines = gpu_build.InferenceSession, set[Path]()
+
+        def session(*arguments: Any, provider_options: list[dict[str, str]], **more: Any) -> Any:
+            made = real(*arguments, provider_options=provider_options, **more)
+            run, engine = made.run_with_iobinding, Path(provider_options[0]["trt_engine_cache_path"]) / "one.engine"
+
+            def run_and_keep(binding: Any) -> None:
+                run(binding)
+                engines.add(engine)
+                if not engine.exists():  # with dynamic lengths, the provider builds in the first run
+                    engine.write_bytes(b"an engine")
+
+            made.run_with_iobinding = run_and_keep
+            return made
+
+        def passes() -> int:
+            with Segmenter.load(bundle, f"onnxruntime:tensorrt{options}", threads=1) as segmenter:
+                segmenter.warm_up(bundle.sizes[0])
+            return len(list(cache_folder("sentinels").iterdir()))
+
+        monkeypatch.setattr(gpu_build, "InferenceSession", session)
+        bundle = Bundle.open(add_references(tiny_bundle_copy))
+        options = ""
+        if own_folder:
+            (tmp_path / "own").mkdir()
+            options = f",trt_engine_cache_enable=1,trt_engine_cache_path={tmp_path / 'own'}"
+        assert [passes(), passes()] == [1, 1]
+        one = min(engines)
+        one.write_bytes(b"rebuilt")
+        assert [passes(), passes()] == [2, 2]
+        one.unlink()
+        assert [passes(), passes()] == [3, 3]
+
     def test_names_encoded_unchecked_or_with_other_options_are_encoded_again(
         self, gpu_build: GpuBuild, tiny_bundle_copy: Path
     ) -> None:
