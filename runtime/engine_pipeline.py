@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,14 @@ class EnginePipeline:
         self._checked: set[Size] = set()
         """Canvases whose engines are loaded and passed the sentinel."""
         self._free: dict[Size, list[EngineLane]] = {}
-        self._generation = 0
-        """Grows with every `close`: a lane of an earlier one is not used again."""
         self._label_map: DeviceLabelMap | None = None
         self._label_map_failed = False
         self._lock = threading.Lock()
+        self._concurrent_runs = concurrent_runs
         self._places = threading.Semaphore(concurrent_runs)
+        self._running: list[int] = []
+        """Threads whose runs go on."""
+        self._closing = threading.Lock()
 
     def run(self, canvas: Size, picture: Mapping[str, Any], words: Mapping[str, Array]) -> Prediction:
         """Run the two image encoders, the decoder and the head.
@@ -161,21 +163,31 @@ class EnginePipeline:
         self._kernel()
 
     def close(self) -> None:
-        """Give everything back; a run that still goes on gives its own back at its end. Opened again if need be."""
+        """Wait for the runs that go on, and give everything back. Opened again if need be.
+
+        Raises:
+            BackendError: called inside an `on_device` block of the same thread, which it would wait for.
+        """
+        if threading.get_ident() in self._running:
+            raise BackendError("engines closed while their results are in use", cure="close them after the with block")
+        with self._closing, ExitStack() as places:  # two that take places in turn would wait for each other
+            for _ in range(self._concurrent_runs):
+                self._places.acquire()
+                places.callback(self._places.release)
+            self._release()
+
+    def _release(self) -> None:
         self._backend.device.activate()
-        with self._lock:
-            self._generation += 1
-            lanes = [lane for free in self._free.values() for lane in free]
-            graphs = list(self._graphs.values())
+        with self._lock, ExitStack() as owned:  # all of it, also when one fails
+            if self._label_map is not None:
+                owned.callback(self._label_map.close)
+            for graph in self._graphs.values():
+                owned.callback(self._backend.close, graph)
+            for lane in (lane for free in self._free.values() for lane in free):
+                owned.callback(lane.close)
             self._free.clear()
             self._graphs.clear()
             self._checked.clear()
-        for lane in lanes:
-            lane.close()
-        for graph in graphs:
-            self._backend.close(graph)
-        if self._label_map is not None:
-            self._label_map.close()
 
     def _kernel(self) -> DeviceLabelMap | None:
         """The label map kernel, compiled at the first call; None where that failed."""
@@ -194,20 +206,20 @@ class EnginePipeline:
         with self._places:
             self._backend.device.activate()
             with self._lock:
-                generation = self._generation
                 free = self._free.setdefault(canvas, [])
                 lane = free.pop() if free else self._make_lane(canvas)
+            thread = threading.get_ident()
+            self._running.append(thread)
             try:
                 yield lane
             except BaseException:
                 with suppress(BackendError):  # after a failed run every call fails; the first error tells
                     lane.close()
                 raise
+            finally:
+                self._running.remove(thread)
             with self._lock:
-                if generation == self._generation:
-                    self._free[canvas].append(lane)
-                    return
-            lane.close()
+                free.append(lane)
 
     def _make_lane(self, canvas: Size) -> EngineLane:
         for name in LANE_GRAPHS:

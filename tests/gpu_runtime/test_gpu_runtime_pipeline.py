@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from ebseg_deploy.errors import BackendError
 from ebseg_deploy.runtime.backends.tensorrt_backend import TensorRtBackend
 from ebseg_deploy.runtime.bundle import Bundle
 from ebseg_deploy.runtime.device import DeviceArray, DeviceMisuseError, RecordingDevice
+from ebseg_deploy.runtime.engine_lane import EngineLane
 from ebseg_deploy.runtime.engine_pipeline import EnginePipeline
 from ebseg_deploy.runtime.kernels import device_label_map
 from ebseg_deploy.runtime.pipeline import Pipeline, Prediction
@@ -319,12 +321,44 @@ class TestRelease:
         pipeline.close()
         assert repr(backend) == "TensorRtBackend('tensorrt-rtx', 0 graphs open)"
 
-    def test_closed_while_a_run_goes_on(self, engine_bundle: Path, device: RecordingDevice) -> None:
+    def test_closing_waits_for_runs_that_go_on(
+        self, engine_bundle: Path, labelling_device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two runs stand before their label maps when two threads close: nothing is made after that and left."""
+        trt = FakeTensorRt(labelling_device)
+        pipeline, _ = make(engine_bundle, labelling_device, trt, concurrent_runs=2)
+        pipeline.open(CANVAS)
+        both, go_on = threading.Barrier(3), threading.Event()
+        start = EngineLane.start
+
+        def wait_and_start(lane: EngineLane, *arguments: object) -> None:
+            both.wait(timeout=10)
+            assert go_on.wait(timeout=10)
+            start(lane, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(EngineLane, "start", wait_and_start)
+        sizes = [((60, 90), (60, 90))]
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(pipeline.label_maps, CANVAS, *tensors(seed), sizes) for seed in range(2)]
+            both.wait(timeout=10)
+            closes = [pool.submit(pipeline.close) for _ in range(2)]
+            time.sleep(0.1)
+            assert not any(each.done() for each in (*runs, *closes))
+            go_on.set()
+            assert [run.result(timeout=10)[0].shape for run in runs] == [(60, 90)] * 2
+            for close in closes:
+                close.result(timeout=10)
+        assert trt.live_contexts == 0
+        labelling_device.check_released()
+
+    def test_closing_under_ones_own_results_is_refused(self, engine_bundle: Path, device: RecordingDevice) -> None:
         trt = FakeTensorRt(device)
         pipeline, _ = make(engine_bundle, device, trt)
         with pipeline.on_device(CANVAS, *tensors()):
-            pipeline.close()
+            with pytest.raises(BackendError, match="while their results are in use; close them after the with block"):
+                pipeline.close()
             assert trt.live_contexts == 4
+        pipeline.close()
         assert trt.live_contexts == 0
 
     @pytest.mark.parametrize("started", range(4))
