@@ -32,6 +32,9 @@ IDLE_SECONDS = 24 * 3600
 """What was used since then may be in use: graphs are opened when they are needed, not all at once."""
 
 
+_REMOVING = ".removing-"
+
+
 def cache_folder(kind: str) -> Path:
     """The folder for one kind of cached file; not created here.
 
@@ -72,9 +75,9 @@ def clear_cache() -> dict[str, int]:
     freed = {}
     for kind in KINDS:
         folder = cache_folder(kind)
-        before = used_bytes(folder)
-        remove_folder(folder)
-        freed[kind] = before - used_bytes(folder)
+        for leftover in folder.parent.glob(f"{_REMOVING}*"):
+            remove_folder(leftover)
+        freed[kind] = used_bytes(folder) - remove_folder(folder)
     return freed
 
 
@@ -104,9 +107,16 @@ def mark_used(folder: Path) -> None:
         os.utime(folder)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that no reader sees a part of it: it loses its name first."""
-    doomed = folder.with_name(f".removing-{secrets.token_hex(8)}")
-    with contextlib.suppress(OSError):
+def remove_folder(folder: Path) -> int:
+    """Remove a folder so that no reader sees a part of it: it loses its name first.
+
+    Returns:
+        Bytes that could not be removed; `trim_folder` and `clear_cache` try again.
+    """
+    doomed = folder.with_name(f"{_REMOVING}{secrets.token_hex(8)}")
+    try:
         folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    except OSError:
+        return used_bytes(folder)
+    shutil.rmtree(doomed, ignore_errors=True)
+    return used_bytes(doomed)

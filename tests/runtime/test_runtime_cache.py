@@ -14,7 +14,7 @@ from ebseg_deploy.cli import ebseg
 from ebseg_deploy.errors import BundleError
 from ebseg_deploy.runtime import archive, cache
 from ebseg_deploy.runtime.bundle import Bundle
-from ebseg_deploy.runtime.cache import KINDS, cache_folder, clear_cache, trim_folder, used_bytes
+from ebseg_deploy.runtime.cache import KINDS, cache_folder, clear_cache, remove_folder, trim_folder, used_bytes
 
 DAYS = 24 * 3600
 
@@ -122,3 +122,23 @@ def test_what_cannot_be_removed_is_not_counted(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "rename", refuse)
     assert clear_cache()["prompts"] == 0
     assert cache.used_bytes(cache_folder("prompts")) == 100
+
+
+def test_a_removal_that_breaks_off_leaves_nothing_to_be_taken_for_whole(
+    tiny_bundle: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived = zipped(tiny_bundle, "one", tmp_path)
+    unpacked = Bundle.open(archived).path
+    whole = used_bytes(unpacked)
+    with monkeypatch.context() as broken:
+        broken.setattr(cache.shutil, "rmtree", lambda path, ignore_errors: (path / "note.txt").unlink(missing_ok=True))
+        remove_folder(unpacked)
+        assert not unpacked.exists()
+        assert Bundle.open(archived).path == unpacked
+        assert used_bytes(unpacked) == whole
+        broken.setattr(cache.shutil, "rmtree", lambda path, ignore_errors: None)
+        assert clear_cache()["bundles"] == 0, "it lost its name and is still there"
+    assert not unpacked.exists()
+    assert used_bytes(folder) > whole
+    clear_cache()
+    assert names(folder) == []
