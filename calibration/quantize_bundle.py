@@ -101,6 +101,7 @@ def quantise_bundle(
     check_output(output, overwrite=config.derive.overwrite)
     source = SourceOutputs(bundle, threads=config.derive.threads)
     work = _Work(source, recipe, config, pictures, ranges, progress, notice)
+    work.check_ranges()
     work.calibrate_encoders()
     made = derive_bundle(
         bundle,
@@ -172,6 +173,16 @@ class _Work:
         self.cosines: list[GraphCosines] = []
         self.saturated: dict[Place, tuple[Saturated, ...]] = {}
 
+    def check_ranges(self) -> None:
+        """Before any work: ranges that are given are of these graphs, and for what they lack there are pictures."""
+        for record in self._bundle.manifest.graphs:
+            if not self._needs_ranges(record.name):
+                continue
+            if self.ranges is not None and self._has(record.name, record.size):
+                ranges_for(self.ranges, self._bundle, record)
+            elif self._pictures is None:
+                raise CalibrationError(f"ranges: none of graph {record.name}", cure="give --images besides --ranges")
+
     def calibrate_encoders(self) -> None:
         """Find the ranges that are not given, of all graphs but the decoder."""
         missing = [
@@ -214,8 +225,7 @@ class _Work:
         return self.ranges is not None and any((each.graph, each.size) == (graph, size) for each in self.ranges.graphs)
 
     def _calibrate(self, graphs: tuple[GraphName, ...], encoders: Mapping[tuple[GraphName, Size], Path] | None) -> None:
-        if self._pictures is None:
-            raise CalibrationError(f"ranges: none of {' and '.join(graphs)}", cure="give --images besides --ranges")
+        assert self._pictures is not None, "check_ranges has refused that"
         config = CalibrationConfig(
             observer=self._config.observer,
             graphs=graphs,

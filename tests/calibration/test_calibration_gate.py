@@ -165,6 +165,16 @@ def test_ranges_of_another_bundle_are_refused(tiny_nano: Bundle, ranges: Ranges,
         )
 
 
+def test_ranges_that_lack_a_graph_are_refused_before_the_work(
+    tiny_nano: Bundle, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ebseg_deploy.calibration import quantize_bundle
+
+    monkeypatch.setattr(quantize_bundle, "insert_qdq", lambda *words, **more: pytest.fail("quantised an encoder"))
+    with pytest.raises(CalibrationError, match="ranges: none of graph adab_decoder; give --images besides --ranges"):
+        quantise_bundle(tiny_nano, tmp_path / "q.ebseg", recipe_named("int8-all"), CONFIG, ranges=ranges)
+
+
 def test_pictures_of_both_calibrations_are_remembered(
     tiny_nano: Bundle, surveyed_patchwork: SurveyedPictures, ranges: Ranges, tmp_path: Path
 ) -> None:
