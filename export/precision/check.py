@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from ...contract import GraphRecord
 from ...errors import ParityError
 from ...runtime.parity import deviation
 from ...runtime.verify import tolerance
-from .emulate import emulate
+from .emulate import emulated_beside, rounds_little
 from .float_types import Array
 from .overflow import watch_largest
 from .source_outputs import SourceOutputs, run_graph
@@ -55,8 +54,9 @@ class DerivedCheck:
         largest: dict[str, float] = {}
         if compute.base != "bf16" or compute.emulated:
             largest = self._judge(made, self._run(made, file, inputs), expected)
-        if compute.base != "fp32" and not compute.emulated:
-            got = self._run_emulated(made, file, inputs)
+        if rounds_little(compute):
+            with emulated_beside(file) as emulated:
+                got = self._run(made, emulated, inputs)
             if not all(np.isfinite(array).all() for array in got.values()):
                 self._name_overflow(made, file, inputs)
             largest = self._judge(made, got, expected)
@@ -68,24 +68,11 @@ class DerivedCheck:
         spec = made.spec if border else None
         return run_graph(file, inputs, name=made.name, spec=spec, threads=self._source.threads)
 
-    def _run_emulated(
-        self, made: GraphRecord, file: Path, inputs: Mapping[str, Array], *, watch: bool = False
-    ) -> dict[str, Array]:
-        """Run a graph's emulated form; with `watch`, the largest value of each node comes as an output of its name."""
-        emulated = file.with_name(f"{file.name}.emulated")
-        try:
-            model = ir.load(file)
-            emulate(model)
-            watched = watch_largest(model) if watch else {}
-            ir.save(model, emulated)
-            got = self._run(made, emulated, inputs, border=not watch)
-        finally:
-            emulated.unlink(missing_ok=True)
-        return {watched.get(name, name): array for name, array in got.items() if not watch or name in watched}
-
     def _name_overflow(self, made: GraphRecord, file: Path, inputs: Mapping[str, Array]) -> None:
-        largest = self._run_emulated(made, file, inputs, watch=True)
-        node = next((name for name, value in largest.items() if not np.isfinite(value).all()), None)
+        watched: dict[str, str] = {}
+        with emulated_beside(file, lambda model: watched.update(watch_largest(model))) as emulated:
+            largest = self._run(made, emulated, inputs, border=False)
+        node = next((node for name, node in watched.items() if not np.isfinite(largest[name]).all()), None)
         if node is not None:
             raise ParityError(
                 f"graph {made.name}: node {node} overflows in {made.precision}", cure=f"add --keep '{node}'"

@@ -8,8 +8,13 @@ accumulates in FP32 and fuses nothing. It is slower than FP32 and is for measuri
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import onnx_ir as ir
 
+from ...contract import ComputeRecord
 from .float_types import HALF_TYPES
 from .operators import MOVES, SELECTS
 
@@ -44,6 +49,30 @@ def emulate(model: ir.Model) -> int:
             roundings += 1
             _round(graph, node, value, half, narrowed=bool(narrows))
     return roundings
+
+
+def rounds_little(compute: ComputeRecord) -> bool:
+    """Whether ONNX Runtime shows little of a graph's rounding on a CPU, or cannot run it: its emulated form does."""
+    return compute.base != "fp32" and not compute.emulated
+
+
+@contextmanager
+def emulated_beside(file: Path, change: Callable[[ir.Model], None] = lambda model: None) -> Iterator[Path]:
+    """A half-precision graph's emulated form as a file beside it, where its weights are; gone when the block ends.
+
+    Args:
+        file: the half-precision graph.
+        change: what else is done to the emulated graph.
+    """
+    emulated = file.with_name(f"{file.name}.emulated")
+    try:
+        model = ir.load(file)
+        emulate(model)
+        change(model)
+        ir.save(model, emulated)
+        yield emulated
+    finally:
+        emulated.unlink(missing_ok=True)
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType, *, narrowed: bool) -> None:

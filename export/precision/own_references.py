@@ -8,9 +8,9 @@ gives for the same INT8 graphs, another order of computation moves them by 2 to 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
-import onnx_ir as ir
 from safetensors.numpy import save
 
 from ...contract import GraphRecord, ReferenceRecord, Size, sample_axes
@@ -18,7 +18,7 @@ from ...errors import BackendError, ExportError
 from ...runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.verify import EXPECTED, read_reference, reference_inputs
-from .emulate import emulate
+from .emulate import emulated_beside, rounds_little
 from .float_types import Array
 
 
@@ -48,18 +48,14 @@ class OwnReferences:
         Raises:
             ExportError: ONNX Runtime refuses the graph.
         """
-        file, compute = self._folder / made.file, made.compute
-        emulated = None
-        if compute is not None and compute.base != "fp32" and not compute.emulated:
-            # On a CPU, ONNX Runtime rounds little of an FP16 graph and runs no BF16 graph.
-            emulated = file.with_name(f"{file.name}.emulated")
+        file = self._folder / made.file
+        emulate = made.compute is not None and rounds_little(made.compute)
         try:
-            if emulated is not None:
-                model = ir.load(file)
-                emulate(model)
-                ir.save(model, emulated)
-            with OnnxRuntimeBackend(threads=self._threads) as backend:
-                graph = backend.open(emulated or file, spec=made.spec, name=made.name)
+            with (
+                emulated_beside(file) if emulate else nullcontext(file) as runnable,
+                OnnxRuntimeBackend(threads=self._threads) as backend,
+            ):
+                graph = backend.open(runnable, spec=made.spec, name=made.name)
                 for size in [made.size] if made.size else list(self._tensors):
                     tensors = self._tensors[size]
                     found = backend.run(graph, {each.name: tensors[each.name] for each in made.spec.inputs})
@@ -69,9 +65,6 @@ class OwnReferences:
                     )
         except BackendError as error:
             raise ExportError(error.message, cure="report it with the versions `ebseg doctor` prints") from error
-        finally:
-            if emulated is not None:
-                emulated.unlink(missing_ok=True)
 
     def write(self) -> tuple[ReferenceRecord, ...]:
         """Write the files, and give their records."""
