@@ -77,13 +77,20 @@ class Sentinel:
         self._precision = precision
         self._folder = cache_folder("sentinels") if folder is None else folder
 
-    def check(self, size: Size | None, graphs: Mapping[GraphName, OpenGraph], run: Run) -> None:
+    def has_reference(self, size: Size | None) -> bool:
+        """Whether the bundle has what graphs of a canvas, or the text encoder, can be held against."""
+        return self._reference(size) is not None
+
+    def check(self, size: Size | None, graphs: Mapping[GraphName, OpenGraph], run: Run) -> bool:
         """Run the reference picture, unless these graphs passed on this GPU before.
 
         Args:
             size: canvas of the graphs; None for the text encoder, which has none.
             graphs: the opened graphs, by name.
             run: runs them all. An output it leaves out is not compared, and such a pass is not remembered.
+
+        Returns:
+            Whether every output was compared, now or before.
 
         Raises:
             BackendError: an output differs from its reference; the message names the graph, and the known faults of
@@ -94,11 +101,11 @@ class Sentinel:
             warnings.warn(
                 f"bundle {self._bundle.source}: no references, so this GPU's numbers go unchecked", stacklevel=2
             )
-            return
+            return False
         tf32 = any(self._backend.loaded(each).tf32 for each in graphs.values())
         limits = self._limits(reference, graphs, tf32)
         if self._remembered(self._facts(size, graphs, limits)):
-            return
+            return True
         tensors = read_reference(self._bundle, reference)
         found = run(_inputs(tensors, graphs))
         outcomes = [
@@ -109,8 +116,10 @@ class Sentinel:
         for outcome in outcomes:  # in the order of the graphs: what follows the first fault differs because of it
             if not outcome.passed:
                 raise self._refusal(outcome)
-        if len(outcomes) == sum(len(graph.spec.outputs) for graph in graphs.values()):
+        whole = len(outcomes) == sum(len(graph.spec.outputs) for graph in graphs.values())
+        if whole:
             self._remember(self._facts(size, graphs, limits), outcomes)  # anew: some engines are built by a first run
+        return whole
 
     def _reference(self, size: Size | None) -> ReferenceRecord | None:
         """What these graphs themselves gave elsewhere, if the bundle has it, else what PyTorch gave."""

@@ -28,10 +28,17 @@ class TextEncoder:
     def __init__(self, bundle: Bundle, backend: Backend, precision: str | None, sentinel: bool) -> None:
         self._bundle, self._backend, self._checked = bundle, backend, not sentinel
         self._record = bundle.graph(TEXT_ENCODER, precision=precision)
+        self._sentinel = sentinel_for(bundle, backend, self._record.precision) if sentinel else None
         self._graph: Any = None
         hashes = bundle.graph_hashes(self._record).values()
+        if self._sentinel is not None:
+            self._checkable = self._sentinel.has_reference(None)
+        else:
+            self._checkable = backend.gpu_host() is None  # a CPU has no sentinel
         # Names that a GPU encoded without the sentinel may be wrong; later runs with it must not find them.
-        unchecked = ["unchecked"] if not sentinel and backend.gpu_host() is not None else []
+        unchecked = [] if self._checkable else ["unchecked"]
+        self.lasting = True
+        """Whether what was encoded may be kept under `identity`: not if the check that this tells of was impossible."""
         self.identity = " ".join([*hashes, backend.name, *filter(None, [backend.settings]), *unchecked])
         """What the numbers depend on beyond the weights: the graph's files (precision), the engine and its settings."""
 
@@ -61,8 +68,7 @@ class TextEncoder:
 
     def _check(self, graph: OpenGraph) -> None:
         """Let the sentinel see to the text encoder, on a GPU."""
-        sentinel = sentinel_for(self._bundle, self._backend, self._record.precision)
-        if sentinel is None:
+        if self._sentinel is None:
             return
 
         def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -75,7 +81,8 @@ class TextEncoder:
             )
             return {}
 
-        sentinel.check(None, {TEXT_ENCODER: graph}, run)
+        compared = self._sentinel.check(None, {TEXT_ENCODER: graph}, run)
+        self.lasting = compared or not self._checkable
 
     def __enter__(self) -> TextEncoder:
         return self

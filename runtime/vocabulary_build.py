@@ -46,6 +46,7 @@ def build_vocabulary(
     training_names: tuple[str, ...] | None = None,
     cache_dir: Path | None = None,
     cache_key: str | None = None,
+    keep: Callable[[], bool] = lambda: True,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Vocabulary:
@@ -66,6 +67,7 @@ def build_vocabulary(
         training_names: classes that count as seen; COCO-Stuff's if None.
         cache_dir: folder for encoded names; None keeps nothing.
         cache_key: what else the numbers depend on (precision, backend); `encoder_sha256` is always part of the key.
+        keep: asked after names were encoded, whether they may be kept.
         progress: called as progress(names done, names in all).
         warn: called with one line for each cause for doubt; `warnings.warn` by default.
 
@@ -91,7 +93,8 @@ def build_vocabulary(
         progress(len(rows), len(entries))
     for name, row in _encode(missing, templates, tokenizer, encode_prompts, background.shape[-1]):
         rows[name] = row
-        cache.put(name, row)
+        if keep():
+            cache.put(name, row)
         if progress is not None:
             progress(len(rows), len(entries))
 
@@ -160,6 +163,7 @@ def vocabulary_for(
             training_names=text.training_names,
             cache_dir=cache_folder("prompts") if cache else None,
             cache_key=encoder.identity,
+            keep=lambda: encoder.lasting,
             progress=progress,
             warn=warn,
         )

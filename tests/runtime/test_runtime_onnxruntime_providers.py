@@ -315,6 +315,25 @@ class TestGpuBuild:
         # A CPU has no sentinel: with or without, the names are the same.
         assert [encodes("onnxruntime:cpu", sentinel=sentinel) for sentinel in (False, True)] == [True, False]
 
+    def test_names_that_could_not_be_checked_are_encoded_again(
+        self, gpu_build: GpuBuild, tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def encodes(bundle: Bundle) -> bool:
+            gpu_build.sessions.clear()
+            with Segmenter.load(bundle, "onnxruntime:cuda", threads=1) as segmenter:
+                segmenter.vocabulary(["cat"])
+            return bool(gpu_build.sessions)
+
+        bundle = Bundle.open(tiny_bundle_copy)
+        with pytest.warns(UserWarning, match="no references"):
+            assert [encodes(bundle), encodes(bundle)] == [True, False]
+        bundle = Bundle.open(add_references(tiny_bundle_copy))
+        with monkeypatch.context() as engines_too_small:
+            engines_too_small.setattr(OnnxRuntimeBackend, "takes", lambda *arguments: False)
+            with pytest.warns(UserWarning, match="text_encoder goes unchecked"):
+                assert [encodes(bundle), encodes(bundle)] == [True, True]
+        assert [encodes(bundle), encodes(bundle)] == [True, False]
+
     def test_engines_of_the_tensorrt_provider_are_kept_for_a_bundles_graph(
         self, gpu_build: GpuBuild, tiny_bundle: Path
     ) -> None:
