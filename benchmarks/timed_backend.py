@@ -69,6 +69,9 @@ class TimedBackend(Backend):
         self.latencies_ms[graph.name].append((time.perf_counter() - start) * 1000)
         return outputs
 
+    def upload(self, tensors: Mapping[str, Array]) -> dict[str, Tensor]:
+        return self.inner.upload(tensors)
+
     def fetch(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
         return self.inner.fetch(tensors)
 

@@ -20,7 +20,7 @@ from ..contract import (
     GraphName,
     Size,
 )
-from .backends import Backend, OpenGraph, Tensor
+from .backends import Backend, OpenGraph, ResidentTensor, Tensor
 from .bundle import Bundle
 from .sentinel import Run, sentinel_for
 
@@ -66,6 +66,10 @@ class Pipeline:
         self._checked: set[Size] = set()
         """Canvases whose graphs are open and passed the sentinel."""
         self._check_lock = threading.Lock()
+        self._words: dict[str, Array] = {}
+        """The vocabulary that the engine keeps, as it was given; empty if it keeps none."""
+        self._kept_words: dict[str, Tensor] = {}
+        self._words_lock = threading.Lock()
 
     def run(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Array]) -> Prediction:
         """Run the two image encoders, the decoder and the head.
@@ -79,7 +83,7 @@ class Pipeline:
             BackendError: a graph could not be opened or run.
         """
         self._check(canvas)
-        tensors = self._chain(canvas, picture, words)
+        tensors = self._chain(canvas, picture, self._keep(words))
         found = self._backend.fetch({name: tensors[name] for name in ("mask_logits", "class_probabilities")})
         return Prediction(**{name: array.astype(np.float32, copy=False) for name, array in found.items()})
 
@@ -98,6 +102,8 @@ class Pipeline:
             self._graphs.clear()
         with self._check_lock:
             self._checked.clear()
+        with self._words_lock:
+            self._words, self._kept_words = {}, {}
 
     def _check(self, canvas: Size) -> None:
         """Let the sentinel see to the graphs of a canvas."""
@@ -118,7 +124,21 @@ class Pipeline:
 
         return graphs, run
 
-    def _chain(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Array]) -> dict[str, Tensor]:
+    def _keep(self, words: Mapping[str, Array]) -> Mapping[str, Tensor]:
+        """The vocabulary where the engine wants it; it goes there when it changes, not with every picture."""
+        with self._words_lock:
+            if self._words.keys() == words.keys() and all(
+                np.array_equal(self._words[name], array) for name, array in words.items()
+            ):
+                return self._kept_words
+            kept = self._backend.upload(words)
+            if not any(isinstance(each, ResidentTensor) for each in kept.values()):
+                return kept
+            self._words = {name: array.copy() for name, array in words.items()}
+            self._kept_words = kept
+            return kept
+
+    def _chain(self, canvas: Size, picture: Mapping[str, Array], words: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every output of the four graphs, where the backend keeps them."""
         if self._side_thread is None:
             clip = self._run(CLIP_IMAGE_ENCODER, canvas, picture)

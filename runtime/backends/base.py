@@ -143,6 +143,10 @@ class Backend(ABC):
         check_tensors(graph.name, graph.spec.inputs, {name: _outline(tensor) for name, tensor in inputs.items()})
         return self._run_resident_impl(graph, inputs)
 
+    def upload(self, tensors: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Host arrays where the engine wants them, for several runs; an engine that keeps nothing gives them back."""
+        return dict(tensors)
+
     def fetch(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
         """Host arrays of what `run_resident` gave."""
         return {

@@ -212,6 +212,14 @@ class OnnxRuntimeBackend(Backend):
             for tensor, value in zip(graph.spec.outputs, found, strict=True)
         }
 
+    def upload(self, tensors: Mapping[str, Array]) -> dict[str, Tensor]:
+        if not self.io_binding:
+            return super().upload(tensors)
+        return {
+            name: ResidentTensor(dtype=array.dtype, shape=array.shape, value=self._on_device(array.copy()))
+            for name, array in tensors.items()
+        }
+
     def _on_device(self, tensor: Tensor) -> Any:
         """ONNX Runtime's own object for a tensor, on the device; no copy of one that is there, or on the CPU."""
         if isinstance(tensor, ResidentTensor):

@@ -218,6 +218,28 @@ class TestGpuBuild:
             (["CUDAExecutionProvider", "CPUExecutionProvider"], [{"use_tf32": "0", "device_id": "1"}, {}])
         ]
 
+    def test_a_vocabulary_is_brought_to_the_gpu_once(
+        self, gpu_build: GpuBuild, tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        brought: list[tuple[int, ...]] = []
+        real = gpu_build.OrtValue.ortvalue_from_numpy
+
+        def note(array: np.ndarray, device: str, index: int) -> Any:
+            brought.append(array.shape)
+            return real(array, device, index)
+
+        with Segmenter.load(tiny_bundle, "onnxruntime", threads=1) as segmenter:
+            first, second = (segmenter.vocabulary(names, cache=False) for names in (NAMES, NAMES[::-1]))
+            wanted = [segmenter(picture, words).labels for words in (first, second)]
+        monkeypatch.setattr(gpu_build.OrtValue, "ortvalue_from_numpy", note)
+        words_shapes = [(len(NAMES) + 1, 16), (len(NAMES),)]
+        with Segmenter.load(tiny_bundle, "onnxruntime:cuda", threads=1, sentinel=False) as segmenter:
+            for which, moved in ((0, True), (0, False), (1, True), (0, True), (0, False)):
+                brought.clear()
+                found = segmenter(picture, (first, second)[which]).labels
+                np.testing.assert_array_equal(found, wanted[which])
+                assert [shape for shape in brought if shape in words_shapes] == (words_shapes if moved else [])
+
     def test_the_sentinel_looks_at_providers_too(
         self, gpu_build: GpuBuild, tiny_bundle_copy: Path, picture: Path
     ) -> None:
