@@ -160,9 +160,15 @@ def _with_clip_of(folder: Path, stages: tuple[str, ...], model: EbsegConfig, cur
 
 def trained_model(folder: Path, model: EbsegConfig = EBSEG_NANO) -> EBSeg:
     """The network of a stage 2 or 3 folder, ready for inference."""
+    return trained_model_and_stage(folder, model)[0]
+
+
+def trained_model_and_stage(folder: Path, model: EbsegConfig = EBSEG_NANO) -> tuple[EBSeg, str]:
+    """The same, and the name of the stage whose folder it is."""
+    content = read_checkpoint(folder / LAST)
     network = EBSeg(model)
-    load_weights(network, read_checkpoint(folder / LAST)["state"]["model"], str(folder))
-    return network.requires_grad_(False).eval()
+    load_weights(network, content["state"]["model"], str(folder))
+    return network.requires_grad_(False).eval(), content["stage"]
 
 
 def load_weights(network: EBSeg, state: dict[str, Tensor], source: str, *, clip_only: bool = False) -> None:

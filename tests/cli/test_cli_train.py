@@ -109,6 +109,30 @@ def test_a_stage_reports_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(second.stdout) == {"stage": "clip", "step": 2, "finished": True, "figures": {}}
 
 
+def test_parts_judges_naming_and_masks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import torch
+    from ebseg_deploy.model.ebseg import EBSeg
+    from ebseg_deploy.training import recipes, sprites
+    from ebseg_deploy.training.initialise import initialise
+
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1] / "training")])
+    from paper_sprites import TINY, paper_scenes
+
+    torch.manual_seed(0)
+    model = EBSeg(TINY).eval()
+    initialise(model, 0, sam=True)
+    monkeypatch.setattr(recipes, "trained_model_and_stage", lambda folder: (model, folder.name))
+    monkeypatch.setattr(sprites, "load_sprites", lambda data, artists: paper_scenes().sprites)
+    whole = json.loads(run("parts", "ebseg", "--scenes", 8, "--json").stdout)
+    assert set(whole) == {"scenes", "naming", "masks", "best_masks"}
+    assert set(whole["best_masks"]) == {"A", "B", "D", "balanced"}
+    shares = [value for each in whole["best_masks"].values() for value in each.values()]
+    assert all(0 <= share <= 1 for share in shares)
+    assert set(json.loads(run("parts", "windows", "--scenes", 8, "--json").stdout)) == {"scenes", "naming"}
+
+
 @pytest.fixture
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Three small pictures with label maps, names, and weights of a tiny variant."""
