@@ -216,6 +216,8 @@ class ComputeRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     dynamic: bool = False
     """Whether ONNX Runtime's own operators find the ranges of activations, in place of Q/DQ pairs: no engine takes
     such a graph."""
+    macs_share: float | None = None
+    """Share of the graph's multiply-adds that is quantised, 0 to 1; None where nothing is."""
     kept: tuple[KeptRecord, ...] = ()
     casts: int = 0
     """Cast nodes that stand on the borders of islands and of the graph."""

@@ -193,11 +193,11 @@ class _Work:
         if missing:
             self._calibrate(tuple(missing), encoders=None)
 
-    def transform(self, record: GraphRecord, model: ir.Model, folder: Path) -> None:
+    def transform(self, record: GraphRecord, model: ir.Model, folder: Path) -> float | None:
         """Quantise one graph; see export.precision.derive.Transform."""
         recipe = self._recipe.graphs[record.name]
         if recipe.quantised is None:
-            return
+            return None
         if recipe.dynamic:
             done = quantise_for_cpu(model, recipe)
         else:
@@ -211,6 +211,7 @@ class _Work:
         self.cosines.append(found)
         if record.name != ADAB_DECODER:  # a mask pixel within rounding of 0 moves whole embeddings: judged by labels
             check_cosines(found)
+        return done.share
 
     def note_lowering(self, record: GraphRecord, done: Lowering) -> None:
         """Keep what lowering did to a graph that is worth telling."""

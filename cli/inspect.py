@@ -103,6 +103,9 @@ def _show_bundle(bundle: Bundle, as_json: bool) -> None:
         parity = "not checked" if worst is None else f"{record.parity[worst]:.1e} ({worst})"
         emulated = record.compute is not None and record.compute.emulated
         precision = f"{record.precision}, emulated" if emulated else record.precision
+        share = None if record.compute is None else record.compute.macs_share
+        if share is not None:
+            precision = f"{precision}, {100 * share:.1f} % of MACs"
         graphs.append((record.name, precision, record.size or "every", record.opset, bytes_text(size), parity))
     derived = any(record.compute is not None for record in manifest.graphs)
     against = "largest |Δ| to FP32" if derived else "largest |Δ| to torch"

@@ -35,9 +35,10 @@ from .read import read_graph
 from .recipes import Keep, Recipe
 from .source_outputs import SourceOutputs
 
-Transform = Callable[[GraphRecord, ir.Model, Path], None]
+Transform = Callable[[GraphRecord, ir.Model, Path], float | None]
 """transform(record, model, folder) changes an FP32 graph before it is lowered: it inserts Q/DQ pairs. `record` is the
-FP32 graph's; `folder` is the bundle in the making, in which the graphs that come before are already."""
+FP32 graph's; `folder` is the bundle in the making, in which the graphs that come before are already. It returns the
+share of the graph's multiply-adds that it quantised, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +178,7 @@ def _derive_graph(
     name_formulas(model)
     if graph_recipe.base != "fp32" and not graph_recipe.attention:
         add_positions(model)
-    if transform is not None:
-        transform(record, model, folder)
+    macs_share = None if transform is None else transform(record, model, folder)
     done = lower(model, graph_recipe.base, graph_recipe.keep)
     weights.adopt(model)
     if config.emulate:
@@ -198,6 +198,7 @@ def _derive_graph(
             base=graph_recipe.base,
             quantised=graph_recipe.quantised,
             dynamic=graph_recipe.dynamic,
+            macs_share=None if macs_share is None else round(macs_share, 4),
             kept=done.kept,
             casts=done.casts,
             emulated=config.emulate,

@@ -22,7 +22,7 @@ from ebseg_deploy.calibration.quantize_bundle import (
 from ebseg_deploy.calibration.ranges import CALIBRATION_NAME, Range, Ranges, read_ranges
 from ebseg_deploy.calibration.survey import SurveyedPictures
 from ebseg_deploy.cli import ebseg
-from ebseg_deploy.contract import CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Size
+from ebseg_deploy.contract import ADAB_DECODER, CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER, Size
 from ebseg_deploy.errors import BundleError, CalibrationError, InputError, ParityError
 from ebseg_deploy.export.precision.derive import DeriveConfig
 from ebseg_deploy.export.precision.recipes import RECIPES, recipe_named
@@ -78,11 +78,16 @@ def test_quantised_bundle_verifies_and_is_smaller(tiny_nano: Bundle, int8: Quant
         record = int8.bundle.graph(name, SIZE, "int8")
         assert record.compute is not None
         assert (record.compute.base, record.compute.quantised, record.opset) == ("fp16", "int8", 19)
+        done = int8.quantisations[name, SIZE]
+        assert record.compute.macs_share == pytest.approx(done.share, abs=1e-4)
         before = tiny_nano.graph(name, SIZE, "fp32")
         assert record.weights is not None
         assert before.weights is not None
         files = int8.bundle.manifest.files[record.weights], tiny_nano.manifest.files[before.weights]
         assert files[0].bytes < 0.6 * files[1].bytes
+    decoder = int8.bundle.graph(ADAB_DECODER, SIZE, "int8")
+    assert decoder.compute is not None
+    assert decoder.compute.macs_share is None
 
 
 @pytest.mark.parametrize("graph", [CLIP_IMAGE_ENCODER, SAM_IMAGE_ENCODER])
