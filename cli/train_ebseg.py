@@ -28,6 +28,13 @@ from .train_options import run_options, run_stage, set_threads
     show_default=True,
     help="Share of the objects that are no class: their masks are taught, their names are not.",
 )
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=7e-4,
+    show_default=True,
+    help="At the start of the schedule, which falls to 0; with --start a smaller one forgets less.",
+)
 @click.option("--name", default="ebseg", show_default=True, help="Folder in the run folder: one for each variation.")
 @click.option(
     "--clip",
@@ -51,6 +58,7 @@ def command(
     ssc: float,
     region: float,
     unnamed: float,
+    learning_rate: float,
     name: str,
     clip_name: str,
     start: Path | None,
@@ -70,6 +78,7 @@ def command(
         structure=ssc,
         region=region,
         unnamed=unnamed,
+        learning_rate=learning_rate,
         start=start,
     )
     run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)

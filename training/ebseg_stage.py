@@ -25,6 +25,8 @@ from .optimizer import adamw, poly_rate
 from .region_stage import covered_patches, query_embeddings
 from .samples import Samples
 
+NANO_LEARNING_RATE = 7e-4
+
 
 @dataclass(frozen=True, kw_only=True)
 class EbsegStageConfig:
@@ -60,6 +62,7 @@ def nano_stage(
     structure: float = 10.0,
     region: float = 0.0,
     unnamed: float = 0.0,
+    learning_rate: float = NANO_LEARNING_RATE,
 ) -> EbsegStageConfig:
     """Nano's recipe: small batches of small pictures, a higher rate, fewer points (a mask has 4,096 pixels, not
     25,600), and CLIP's positions left alone, because they were learnt at this very size."""
@@ -68,7 +71,7 @@ def nano_stage(
         size=256,
         steps=steps,
         batch=4,
-        learning_rate=7e-4,
+        learning_rate=learning_rate,
         warmup_steps=100,
         train_sam=True,
         train_clip_positions=False,

@@ -21,7 +21,7 @@ from .clip_stage import ClipStage, ClipStageConfig
 from .clip_weights import install_clip
 from .contrastive import ContrastiveClip, folded, statistics
 from .distill_stage import DistillStage, DistillStageConfig
-from .ebseg_stage import EbsegStage, nano_stage
+from .ebseg_stage import NANO_LEARNING_RATE, EbsegStage, nano_stage
 from .emoji_classes import CLASS_NAMES, THINGS
 from .emoji_packages import default_cache
 from .initialise import initialise
@@ -35,6 +35,8 @@ from .window_stage import WindowStage, WindowStageConfig
 
 STAGES = ("clip", "distill", "windows", "ebseg")
 _STATISTICS_BATCHES = 8
+BACKGROUND = "ov_classifier.bg_embed"
+"""Lies among CLIP's weights, but stage 3 learns it."""
 
 
 def training_scenes(cache: Path | None = None, *, seed: int = 0, unnamed: bool = False) -> SceneSource:
@@ -113,6 +115,7 @@ def ebseg_stage(
     structure: float = 10.0,
     region: float = 0.0,
     unnamed: float = 0.0,
+    learning_rate: float = NANO_LEARNING_RATE,
     start: Path | None = None,
     model: EbsegConfig = EBSEG_NANO,
 ) -> EbsegStage:
@@ -126,6 +129,7 @@ def ebseg_stage(
         structure: weight of SSC; 0 trains without.
         region: weight of B's likeness to what CLIP says of the true masks; 0 trains without.
         unnamed: share of the objects that are no class; `source` must have such.
+        learning_rate: at the start of the schedule.
         start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given. Its
             SAM may have patches of another size.
         model: the variant.
@@ -133,14 +137,22 @@ def ebseg_stage(
     network = _with_clip_of(clip_folder, (DistillStage.name, WindowStage.name), model, "give stage 2's or 2b's folder")
     initialise(network, seed, sam=True)
     if start is not None:
-        clip = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        clip = {name: tensor.clone() for name, tensor in network.state_dict().items() if name != BACKGROUND}
         earlier = with_patches_of(read_checkpoint(start / LAST)["state"]["model"], model.sam)
         load_weights(network, earlier, str(start))
         load_weights(network, clip, str(clip_folder), clip_only=True)  # it may be another than start's
     samples = EmojiSamples(source, SceneConfig(unnamed=unnamed), seed=seed)
     text = class_embeddings(network.text_encoder(), samples.names)
     return EbsegStage(
-        nano_stage(model, steps=steps, seed=seed, structure=structure, region=region, unnamed=unnamed),
+        nano_stage(
+            model,
+            steps=steps,
+            seed=seed,
+            structure=structure,
+            region=region,
+            unnamed=unnamed,
+            learning_rate=learning_rate,
+        ),
         network,
         samples,
         text,

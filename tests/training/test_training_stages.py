@@ -366,6 +366,7 @@ def test_from_stage_to_stage_to_file(tmp_path: Path) -> None:
     assert torch.equal(again.model.clip_rec_head.proj, later.model.clip_rec_head.proj)
     query = "sem_seg_head.predictor.query_feat.weight"
     assert torch.equal(again.model.state_dict()[query], trained.state_dict()[query])
+    assert torch.equal(again.model.ov_classifier.bg_embed, trained.ov_classifier.bg_embed)  # learnt in stage 3
     # with finer patches of SAM too
     finer = dataclasses.replace(TINY, sam=dataclasses.replace(TINY.sam, patch=8))
     patched = ebseg_stage(tmp_path / "windows", paper_scenes(), steps=1, model=finer, start=tmp_path / "ebseg")
