@@ -93,7 +93,6 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from ebseg_deploy.export.output_folder import whole_folder
-from ebseg_deploy.export.owner_mark import STALE_SECONDS
 
 if sys.argv[2] == "moved":
     rename = Path.rename
