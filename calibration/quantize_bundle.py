@@ -181,7 +181,10 @@ class _Work:
             if self.ranges is not None and self._has(record.name, record.size):
                 ranges_for(self.ranges, self._bundle, record)
             elif self._pictures is None:
-                raise CalibrationError(f"ranges: none of graph {record.name}", cure="give --images besides --ranges")
+                where = "" if record.size is None else f" for canvas {record.size}"
+                raise CalibrationError(
+                    f"ranges: none of graph {record.name}{where}", cure="give --images besides --ranges"
+                )
 
     def calibrate_encoders(self) -> None:
         """Find the ranges that are not given, of all graphs but the decoder."""

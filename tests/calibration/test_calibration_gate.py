@@ -176,7 +176,8 @@ def test_ranges_that_lack_a_graph_are_refused_before_the_work(
     from ebseg_deploy.calibration import quantize_bundle
 
     monkeypatch.setattr(quantize_bundle, "insert_qdq", lambda *words, **more: pytest.fail("quantised an encoder"))
-    with pytest.raises(CalibrationError, match="ranges: none of graph adab_decoder; give --images besides --ranges"):
+    refusal = f"ranges: none of graph adab_decoder for canvas {SIZE}; give --images besides --ranges"
+    with pytest.raises(CalibrationError, match=refusal):
         quantise_bundle(tiny_nano, tmp_path / "q.ebseg", recipe_named("int8-all"), CONFIG, ranges=ranges)
 
 
