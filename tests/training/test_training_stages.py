@@ -148,8 +148,8 @@ def test_ebseg_training_lowers_the_loss() -> None:
 def test_mask_attention_learns_to_say_what_clip_says_of_the_true_masks() -> None:
     alone = LossConfig(points=128, classification=0, mask=0, dice=0, structure=0, region=1)
     stage = tiny_ebseg_stage(dataclasses.replace(EBSEG, steps=40, learning_rate=2e-3, loss=alone))
-    unlike = [stage.step(step)["region"] for step in range(24)]
-    assert sum(unlike[-4:]) < 0.8 * sum(unlike[:4]), unlike
+    unlike = [stage.step(0)["region"] for _ in range(16)]  # the same pictures: others differ by more than is learnt
+    assert unlike[-1] < 0.5 * unlike[0], unlike
     assert "region" not in tiny_ebseg_stage().step(0)
 
 
