@@ -121,11 +121,12 @@ def _compose(bundle: Bundle, records: Sequence[GraphRecord], spec: GraphSpec) ->
     border: dict[str, ir.Value] = {}
     nodes: list[ir.Node] = []
     initializers: list[ir.Value] = []
-    opset = max(record.opset for record in records)
+    opsets: dict[str, int] = {}
     versions = []
     for record in records:
         part = ir.load(bundle.file(record.file))
         versions.append(part.ir_version)
+        opsets |= part.opset_imports  # of ONNX Runtime's own operators too
         _rename(part.graph, merged_prefix(record.name))
         for value, tensor in zip(part.graph.inputs, record.spec.inputs, strict=True):
             if tensor.name in border:
@@ -150,7 +151,7 @@ def _compose(bundle: Bundle, records: Sequence[GraphRecord], spec: GraphSpec) ->
         [border[tensor.name] for tensor in spec.outputs],
         nodes=nodes,
         initializers=initializers,
-        opset_imports={"": opset},
+        opset_imports={**opsets, "": max(record.opset for record in records)},
         name=MERGED,
     )
     model = ir.Model(graph, ir_version=max(versions))

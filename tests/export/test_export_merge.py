@@ -58,6 +58,20 @@ def test_the_numbers_are_those_of_the_single_graphs(tiny_bundle: Path, tmp_path:
                 np.testing.assert_allclose(array, tensors[name], rtol=0, atol=1e-5)
 
 
+def test_every_domain_of_the_parts_is_declared(tmp_path: Path) -> None:
+    """As of graphs of the recipe int8-cpu, which has operators of ONNX Runtime's own."""
+    folder = write_tiny_bundle(tmp_path / "q.ebseg", sizes=(SIZE,))
+    bundle = Bundle.open(folder)
+    file = bundle.file(bundle.graph("sam_image_encoder", SIZE).file)
+    model = onnx.load(file)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, file)
+    bundle = Bundle.open(seal(folder, bundle.manifest))
+    merge_graphs(bundle, SIZE, "fp32", tmp_path / "m.onnx")
+    merged = {each.domain: each.version for each in onnx.load(tmp_path / "m.onnx").opset_import}
+    assert merged == {"": bundle.graph("sam_image_encoder", SIZE).opset, "com.microsoft": 1}
+
+
 def test_nodes_are_named_after_their_graph(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     merge_graphs(bundle, SIZE, "fp32", tmp_path / "m.onnx")
