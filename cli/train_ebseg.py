@@ -67,18 +67,19 @@ def command(
 
     Needs stage 2b (or stage 2, with --clip distill).
     """
+    from ..model.config import EBSEG_NANO
+    from ..training.ebseg_stage import nano_stage
     from ..training.recipes import ebseg_stage, training_scenes
 
     set_threads(threads)
-    stage = ebseg_stage(
-        folder / clip_name,
-        training_scenes(data, unnamed=unnamed > 0),
+    config = nano_stage(
+        EBSEG_NANO,
         steps=steps,
         seed=seed,
         structure=ssc,
         region=region,
         unnamed=unnamed,
         learning_rate=learning_rate,
-        start=start,
     )
+    stage = ebseg_stage(folder / clip_name, training_scenes(data, unnamed=unnamed > 0), config, start=start)
     run_stage(stage, folder / name, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, as_json=as_json)

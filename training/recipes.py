@@ -21,7 +21,7 @@ from .clip_stage import ClipStage, ClipStageConfig
 from .clip_weights import install_clip
 from .contrastive import ContrastiveClip, folded, statistics
 from .distill_stage import DistillStage, DistillStageConfig
-from .ebseg_stage import NANO_LEARNING_RATE, EbsegStage, nano_stage
+from .ebseg_stage import EbsegStage, EbsegStageConfig
 from .emoji_classes import CLASS_NAMES, THINGS
 from .emoji_packages import default_cache
 from .initialise import initialise
@@ -107,56 +107,28 @@ def window_stage(
 
 
 def ebseg_stage(
-    clip_folder: Path,
-    source: SceneSource,
-    *,
-    steps: int,
-    seed: int = 0,
-    structure: float = 10.0,
-    region: float = 0.0,
-    unnamed: float = 0.0,
-    learning_rate: float = NANO_LEARNING_RATE,
-    start: Path | None = None,
-    model: EbsegConfig = EBSEG_NANO,
+    clip_folder: Path, source: SceneSource, config: EbsegStageConfig, *, start: Path | None = None
 ) -> EbsegStage:
-    """Stage 3 for nano, from stage 2's or 2b's folder.
+    """Stage 3 on emoji scenes, from stage 2's or 2b's folder.
 
     Args:
         clip_folder: of stage 2 or 2b, whose CLIP stays as it is.
-        source: the training scenes; only seen things are drawn from it.
-        steps: of the poly schedule.
-        seed: of initial weights, scenes and sampled points.
-        structure: weight of SSC; 0 trains without.
-        region: weight of B's likeness to what CLIP says of the true masks; 0 trains without.
-        unnamed: share of the objects that are no class; `source` must have such.
-        learning_rate: at the start of the schedule.
+        source: the training scenes; only seen things are drawn from it. With `config.unnamed` it must have
+            such objects.
+        config: `nano_stage`'s.
         start: folder of an earlier stage 3, whose weights a new schedule begins with; initial ones unless given. Its
             SAM may have patches of another size.
-        model: the variant.
     """
+    model = config.model
     network = _with_clip_of(clip_folder, (DistillStage.name, WindowStage.name), model, "give stage 2's or 2b's folder")
-    initialise(network, seed, sam=True)
+    initialise(network, config.seed, sam=True)
     if start is not None:
         clip = {name: tensor.clone() for name, tensor in network.state_dict().items() if name != BACKGROUND}
         earlier = with_patches_of(read_checkpoint(start / LAST)["state"]["model"], model.sam)
         load_weights(network, earlier, str(start))
         load_weights(network, clip, str(clip_folder), clip_only=True)  # it may be another than start's
-    samples = EmojiSamples(source, SceneConfig(unnamed=unnamed), seed=seed)
-    text = class_embeddings(network.text_encoder(), samples.names)
-    return EbsegStage(
-        nano_stage(
-            model,
-            steps=steps,
-            seed=seed,
-            structure=structure,
-            region=region,
-            unnamed=unnamed,
-            learning_rate=learning_rate,
-        ),
-        network,
-        samples,
-        text,
-    )
+    samples = EmojiSamples(source, SceneConfig(unnamed=config.unnamed), seed=config.seed)
+    return EbsegStage(config, network, samples, class_embeddings(network.text_encoder(), samples.names))
 
 
 def _with_clip_of(folder: Path, stages: tuple[str, ...], model: EbsegConfig, cure: str) -> EBSeg:

@@ -38,7 +38,8 @@ def with_patches_of(state: Mapping[str, Tensor], config: SamConfig) -> dict[str,
     if position.shape[1] != side:
         channels_first = position.permute(0, 3, 1, 2)
         resized[_POSITION] = F.interpolate(channels_first, size=(side, side), mode="bicubic").permute(0, 2, 3, 1)
-        for name, table in state.items():
-            if name.startswith("backbone.blocks.") and ".rel_pos_" in name and len(table) == 2 * position.shape[1] - 1:
-                resized[name] = F.interpolate(table.T[None], size=2 * side - 1, mode="linear")[0].T
+        for block in config.global_blocks:  # a windowed one's tables are as long as its window
+            for axis in "hw":
+                name = f"backbone.blocks.{block}.attn.rel_pos_{axis}"
+                resized[name] = F.interpolate(state[name].T[None], size=2 * side - 1, mode="linear")[0].T
     return resized

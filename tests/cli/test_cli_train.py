@@ -112,21 +112,21 @@ def test_a_stage_reports_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mon
 def test_options_of_stage_3_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ebseg_deploy.errors import InputError
     from ebseg_deploy.training import recipes
-    from ebseg_deploy.training.ebseg_stage import NANO_LEARNING_RATE
+    from ebseg_deploy.training.ebseg_stage import NANO_LEARNING_RATE, EbsegStageConfig
 
-    given: list[dict[str, object]] = []
+    given: list[tuple[EbsegStageConfig, Path | None]] = []
 
-    def note(clip: Path, source: object, **options: object) -> None:
-        given.append(options)
+    def note(clip: Path, source: object, config: EbsegStageConfig, *, start: Path | None) -> None:
+        given.append((config, start))
         raise InputError("enough", cure="none")
 
     monkeypatch.setattr(recipes, "training_scenes", lambda data, **options: None)
     monkeypatch.setattr(recipes, "ebseg_stage", note)
     for words in ((), ("--learning-rate", 1e-4, "--region", 0, "--start", tmp_path / "ebseg")):
         assert "enough" in run("ebseg", "-r", tmp_path, *words).stderr
-    plain, other = given
-    assert (plain["learning_rate"], plain["region"], plain["start"]) == (NANO_LEARNING_RATE, 10, None)
-    assert (other["learning_rate"], other["region"], other["start"]) == (1e-4, 0, tmp_path / "ebseg")
+    (plain, begin), (other, start) = given
+    assert (plain.learning_rate, plain.loss.region, begin) == (NANO_LEARNING_RATE, 10, None)
+    assert (other.learning_rate, other.loss.region, start) == (1e-4, 0, tmp_path / "ebseg")
 
 
 def test_parts_judges_naming_and_masks_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,14 @@ def test_positions_keep_their_place() -> None:
     torch.testing.assert_close(table, -table.flip(0))  # a step up is as far as a step down
 
 
+def test_a_windowed_blocks_positions_are_those_of_its_window() -> None:
+    state = trained()
+    config = dataclasses.replace(FINER.sam, global_blocks=(1, 2, 3))
+    finer = with_patches_of(state, config)
+    assert finer[RELATIVE] is state[RELATIVE]  # block 0, though its table is as long as the grid's
+    assert len(finer[RELATIVE.replace("blocks.0", "blocks.1")]) > len(state[RELATIVE])
+
+
 def test_a_finer_model_takes_them_whole() -> None:
     model = EBSeg(FINER)
     model.load_state_dict(with_patches_of(trained(), FINER.sam))

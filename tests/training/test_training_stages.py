@@ -351,7 +351,7 @@ def test_from_stage_to_stage_to_file(tmp_path: Path) -> None:
     install_clip(student, teacher.clip.state_dict())
     text = class_embeddings(student.text_encoder(), CLASS_NAMES[:4])
     run(DistillStage(DISTILL, student, teacher, paper_scenes(), text), tmp_path / "distill", LoopConfig())
-    stage = ebseg_stage(tmp_path / "distill", paper_scenes(), steps=1, model=TINY)
+    stage = ebseg_stage(tmp_path / "distill", paper_scenes(), nano_stage(TINY, steps=1))
     later = window_stage_of(tmp_path / "distill", paper_scenes(), WINDOWS, TINY)
     assert torch.equal(later.model.clip_rec_head.proj, student.clip_rec_head.proj)
     run(later, tmp_path / "windows", LoopConfig())
@@ -362,21 +362,21 @@ def test_from_stage_to_stage_to_file(tmp_path: Path) -> None:
     trained = trained_model(tmp_path / "ebseg", TINY)
     assert torch.equal(trained.clip_rec_head.proj, student.clip_rec_head.proj)
     # a new schedule takes the decoder of an earlier one, and CLIP from where it is told
-    again = ebseg_stage(tmp_path / "windows", paper_scenes(), steps=1, model=TINY, start=tmp_path / "ebseg")
+    again = ebseg_stage(tmp_path / "windows", paper_scenes(), nano_stage(TINY, steps=1), start=tmp_path / "ebseg")
     assert torch.equal(again.model.clip_rec_head.proj, later.model.clip_rec_head.proj)
     query = "sem_seg_head.predictor.query_feat.weight"
     assert torch.equal(again.model.state_dict()[query], trained.state_dict()[query])
     assert torch.equal(again.model.ov_classifier.bg_embed, trained.ov_classifier.bg_embed)  # learnt in stage 3
     # with finer patches of SAM too
     finer = dataclasses.replace(TINY, sam=dataclasses.replace(TINY.sam, patch=8))
-    patched = ebseg_stage(tmp_path / "windows", paper_scenes(), steps=1, model=finer, start=tmp_path / "ebseg")
+    patched = ebseg_stage(tmp_path / "windows", paper_scenes(), nano_stage(finer, steps=1), start=tmp_path / "ebseg")
     assert torch.equal(patched.model.state_dict()[query], trained.state_dict()[query])
     assert patched.model.backbone.patch_embed.proj.weight.shape[-1] == 8
     write_weights(tmp_path / "ebseg", tmp_path / "tiny.safetensors", TINY)
     shipped = load_model(tmp_path / "tiny.safetensors", TINY)
     torch.testing.assert_close(shipped.clip_rec_head.proj, trained.clip_rec_head.proj, rtol=1e-3, atol=1e-4)
     with pytest.raises(CheckpointError, match="wanted 'distill'"):
-        ebseg_stage(tmp_path / "clip", paper_scenes(), steps=1, model=TINY)
+        ebseg_stage(tmp_path / "clip", paper_scenes(), nano_stage(TINY, steps=1))
     with pytest.raises(CheckpointError, match="another config"):
         trained_model(tmp_path / "ebseg", dataclasses.replace(TINY, queries=7))
 
